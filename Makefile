@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all the set-up they need. Where the active Python already has torch, that environment
+# is used as it is (pip only adds what is missing); otherwise a virtual environment is made in .venv and plain pip
+# resolves torch, so that torch and torchvision fit each other.
+PYTHON ?= python3
+HAS_TORCH := $(shell $(PYTHON) -c "import torch" 2>/dev/null && echo yes)
+ifeq ($(HAS_TORCH),yes)
+PY := $(PYTHON)
+else
+PY := .venv/bin/python
+endif
+STAMP := .installed
+
+.PHONY: test test-slow demo lint install clean
+
+$(STAMP): pyproject.toml nnunet_caml.pth
+ifneq ($(HAS_TORCH),yes)
+	$(PYTHON) -m venv .venv
+endif
+	$(PY) -m pip install --disable-pip-version-check --progress-bar off -q -e ".[dev]"
+	$(PY) -m nnunet_caml.cli check
+	touch $(STAMP)
+
+install: $(STAMP)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: lint
+	$(PY) -m pytest -q --durations=10
+
+test-slow: $(STAMP)
+	$(PY) -m pytest -q -m slow
+
+demo: $(STAMP)
+	$(PY) -m nnunet_caml.cli demo
+
+clean:
+	rm -rf .venv $(STAMP) demo_output build dist
