@@ -1,0 +1,108 @@
+"""Companion files of checkpoints: what a run needs to continue beyond what nnU-Net's checkpoint holds.
+
+``checkpoint_latest.pth`` is nnU-Net's own, written by nnU-Net. Beside it lies ``checkpoint_latest_caml_0050.pth`` with A,
+heads, memory, their optimiser and the state of the random number generators, as plain tensors. It is a file of its own so
+that prediction reads not a byte more than with stock nnU-Net.
+
+Both are written under temporary names and moved into place, companion first; older companions are removed last. The companion's name
+carries the epoch that nnU-Net's checkpoint resumes at, so at every moment the checkpoint on disk has its companion on
+disk, whenever the run is killed.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def companion(checkpoint: Path, next_epoch: int) -> Path:
+    """Path of the companion of a checkpoint that resumes at ``next_epoch``."""
+    return checkpoint.with_name(f"{checkpoint.stem}_caml_{next_epoch:04d}.pth")
+
+
+def companions(checkpoint: Path) -> list[Path]:
+    """All companions of a checkpoint that are on disk, older ones too."""
+    return sorted(checkpoint.parent.glob(f"{checkpoint.stem}_caml_*.pth"))
+
+
+def remove_companions(checkpoint: Path, keep: Path | None = None) -> None:
+    """Removes the companions of a checkpoint but ``keep``."""
+    for file in companions(checkpoint):
+        if file != keep:
+            file.unlink(missing_ok=True)
+
+
+def run_token(logger: Any) -> list[float]:
+    """Tells runs apart that share an epoch number: when the logged epochs ended."""
+    return [float(t) for t in logger.get_value("epoch_end_timestamps", step=None)]
+
+
+def save(checkpoint: Path, save_stock: Callable[[str], None], state: dict, logger: Any) -> None:
+    """Saves nnU-Net's checkpoint and its companion so that a kill at any moment leaves a pair that fits.
+
+    Args:
+        checkpoint: nnU-Net's file.
+        save_stock: nnU-Net's ``save_checkpoint``.
+        state: For the companion.
+        logger: nnU-Net's.
+    """
+    temporary = checkpoint.with_suffix(".pth.partial")
+    save_stock(str(temporary))
+    next_epoch = torch.load(temporary, map_location="cpu", mmap=True, weights_only=False)["current_epoch"]
+    path = companion(checkpoint, next_epoch)
+    partial = path.with_suffix(".pth.partial")
+    torch.save({**state, "run": run_token(logger)}, partial)
+    partial.replace(path)
+    temporary.replace(checkpoint)
+    remove_companions(checkpoint, keep=path)
+
+
+def load_companion(checkpoint: Path, logger: Any, device: torch.device) -> dict | None:
+    """What was saved beside a checkpoint, or ``None`` if its companion is missing or of another run.
+
+    Args:
+        checkpoint: nnU-Net's file.
+        logger: nnU-Net's, with the log of that checkpoint loaded.
+        device: For the tensors.
+    """
+    next_epoch = len(logger.get_value("epoch_end_timestamps", step=None))
+    path = companion(checkpoint, next_epoch)
+    if not path.is_file():
+        return None
+    state = torch.load(path, map_location=device, weights_only=True)
+    return state if state.pop("run") == run_token(logger) else None
+
+
+def get_rng_state() -> dict:
+    """State of the generators that training draws from, as tensors and numbers.
+
+    With single-process data loading (``nnUNet_n_proc_DA=0``) a continued run so draws the same numbers as an unbroken one.
+    """
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [
+            name,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict) -> None:
+    """Restores what :func:`get_rng_state` gave."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,0 +1,98 @@
+"""Checks of the data before any time on a device is spent. Each problem is a sentence with its way out."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from tqdm import tqdm
+
+from nnunet_caml.unlabeled import STATE_FOLDER, CaseState, UnlabeledDataError, UnlabeledDataset, voxel_digest
+
+
+def check_labeled(dataset: UnlabeledDataset) -> None:
+    """Raises if the labelled cases are not preprocessed, or not as many as ``dataset.json`` says.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        UnlabeledDataError: If ``numTraining`` does not match.
+    """
+    folder = dataset.labeled_folder
+    name, plans = dataset.plans_manager.dataset_name, dataset.plans_manager.plans_name
+    command = f"nnUNetv2_preprocess -d {name} -plans_name {plans} -c {dataset.configuration}"
+    cases = list(folder.glob("*.pkl")) if folder.is_dir() else []
+    if not cases:
+        raise FileNotFoundError(f"There are no preprocessed labelled cases in {folder}. Run `{command}` first.")
+    if (expected := dataset.dataset_json.get("numTraining")) != len(cases):
+        raise UnlabeledDataError(
+            f"dataset.json says numTraining = {expected}, but {len(cases)} labelled cases are preprocessed in {folder}. "
+            f"Correct numTraining in the raw and the preprocessed dataset.json, or run `{command}` again."
+        )
+
+
+def cases_without_foreground(cases: nnUNetBaseDataset) -> list[str]:
+    """Labelled cases in which no foreground voxel was found when they were preprocessed.
+
+    Raises:
+        UnlabeledDataError: If no case has any: there is nothing to learn from.
+    """
+    empty = []
+    for case in cases.identifiers:
+        locations = cases.load_case(case)[3].get("class_locations") or {}
+        # nnU-Net also lists all annotated voxels, background included, under a key with -1
+        foreground = [v for k, v in locations.items() if not (isinstance(k, tuple) and -1 in k)]
+        if not any(len(v) for v in foreground):
+            empty.append(case)
+    if len(empty) == len(cases.identifiers):
+        raise UnlabeledDataError(
+            f"None of the {len(empty)} labelled training cases ({', '.join(empty[:5])}) has any foreground voxel. "
+            f"Check the label files and the labels in dataset.json."
+        )
+    return empty
+
+
+def labeled_content(dataset: UnlabeledDataset, cases: nnUNetBaseDataset) -> dict[str, str]:
+    """Digest of the preprocessed voxels of labelled cases, by case; remembered between runs."""
+    fingerprint = dataset.fingerprint()
+    cache = dataset.folder / STATE_FOLDER / "labeled"
+    cache.mkdir(parents=True, exist_ok=True)
+    content = {}
+    for case in tqdm(cases.identifiers, desc="Checking validation cases", unit="case", leave=False):
+        files = sorted(f for f in Path(dataset.labeled_folder).glob(f"{case}.*") if f.suffix != ".pkl")
+        sources = {f.name: f.stat().st_size for f in files} | {f"{f.name} mtime": f.stat().st_mtime_ns for f in files}
+        state = CaseState.read(cache / f"{case}.json")
+        if state is None or state.fingerprint != fingerprint or state.sources != sources:
+            state = CaseState(fingerprint, sources, voxel_digest(cases.load_case(case)[0]))
+            state.write(cache / f"{case}.json")
+        content[case] = state.content
+    return content
+
+
+def check_overlap(
+    dataset: UnlabeledDataset, unlabeled: Iterable[str], labeled: Iterable[str], validation: nnUNetBaseDataset
+) -> None:
+    """Raises if an unlabelled case is a labelled one.
+
+    Args:
+        dataset: Where the preprocessed unlabelled cases are.
+        unlabeled: Identifiers of all unlabelled cases.
+        labeled: Identifiers of all labelled cases, whatever the fold.
+        validation: Validation cases of the fold.
+
+    Raises:
+        UnlabeledDataError: If an identifier is used twice, or if an unlabelled case has the voxels of a validation case.
+    """
+    unlabeled = list(unlabeled)
+    gone = f" Without raw data, remove its file from {dataset.folder / STATE_FOLDER}."
+    if both := sorted(set(unlabeled) & set(labeled)):
+        raise UnlabeledDataError(
+            f"Case {both[0]} is labelled and unlabelled at the same time ({len(both)} such case(s)): it lies in imagesTr "
+            f'and in imagesUn (or the entry "unlabeled" of dataset.json). Remove it from the unlabelled ones.{gone}'
+        )
+    by_content = {content: case for case, content in labeled_content(dataset, validation).items()}
+    for case in unlabeled:
+        state = CaseState.read(dataset.state_file(case))
+        if state is not None and state.content in by_content:
+            raise UnlabeledDataError(
+                f"Unlabelled case {case} has the same voxels as labelled case {by_content[state.content]}, which this "
+                f"fold validates on. Remove {case} from the unlabelled cases.{gone}"
+            )

@@ -1,0 +1,134 @@
+"""The command ``nnunet-caml``: what goes beyond nnU-Net's own commands."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nnunet_caml import __version__, startup
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a subcommand; errors of the user's data become one message and exit status 1."""
+    parser = argparse.ArgumentParser(prog="nnunet-caml", description="Semi-supervised nnU-Net v2 (CAML).")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    p = commands.add_parser("preprocess", help="preprocess the unlabelled cases of a data set")
+    p.add_argument("-d", required=True, metavar="DATASET", help="name or id of the data set")
+    p.add_argument("-c", nargs="+", default=["3d_fullres"], metavar="CONFIGURATION", help="default: 3d_fullres")
+    p.add_argument("-p", "-plans_name", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
+    p.add_argument("-np", type=int, default=8, metavar="N", help="processes, default: 8")
+    p.add_argument("-num_parts", type=int, default=1, metavar="N", help="share the cases between N runs of this command")
+    p.add_argument("-part_id", type=int, default=0, metavar="I", help="which share this run does, from 0")
+    p.set_defaults(run=run_preprocess)
+
+    p = commands.add_parser("export", help="write a trained model as a zip that a stock nnU-Net installs")
+    p.add_argument("model_folder", type=Path, help="such as $nnUNet_results/DATASET/nnUNetTrainerCAML__nnUNetPlans__3d_fullres")
+    p.add_argument("out", type=Path, help="zip file to write")
+    p.add_argument("-f", nargs="+", default=None, metavar="FOLD", help="folds; default: all that are trained")
+    p.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
+    p.add_argument(
+        "-p", default=None, metavar="PLANS",
+        help="install under this plans name, where a stock model of the same data set and plans must not be overwritten",
+    )  # fmt: skip
+    p.add_argument("--overwrite", action="store_true", help="replace an existing zip")
+    p.set_defaults(run=run_export)
+
+    p = commands.add_parser("trainers", help="print the folder that nnU-Net finds our trainers in (nnUNet_extTrainer)")
+    p.set_defaults(run=run_trainers)
+
+    p = commands.add_parser("check", help="check that nnU-Net finds our trainers in this environment")
+    p.set_defaults(run=run_check)
+
+    p = commands.add_parser("demo", help="train plain nnU-Net and CAML on a synthetic data set and compare them")
+    p.add_argument("-o", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: demo_output")
+    p.add_argument("-device", default=None, choices=["cpu", "cuda", "mps"], help="default: the best there is")
+    p.set_defaults(run=run_demo)
+
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+        print(f"nnunet-caml: {error}", file=sys.stderr)
+        return 1
+
+
+def run_preprocess(options: argparse.Namespace) -> int:
+    """``nnunet-caml preprocess``."""
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+    from nnunetv2.paths import nnUNet_preprocessed
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_caml.preprocessing import preprocess
+    from nnunet_caml.unlabeled import UnlabeledDataset
+
+    if options.np < 1:
+        raise ValueError(f"-np must be at least 1, got {options.np}")
+    if not 0 <= options.part_id < options.num_parts:
+        raise ValueError(f"-part_id must be from 0 to {options.num_parts - 1} (-num_parts - 1), got {options.part_id}")
+    folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(int(options.d) if options.d.isdigit() else options.d)
+    plans_file = folder / f"{options.p}.json"
+    if not plans_file.is_file():
+        raise FileNotFoundError(f"{plans_file} does not exist: run nnUNetv2_plan_and_preprocess -d {options.d} first.")
+    plans = PlansManager(load_json(str(plans_file)))
+    dataset_json = load_json(str(folder / "dataset.json"))
+    for configuration in options.c:
+        dataset = UnlabeledDataset.create(plans, configuration, dataset_json)
+        cases = dataset.raw_cases()
+        if not cases:
+            raise ValueError(
+                f"There are no raw unlabelled cases for {plans.dataset_name}: looked for imagesUn/ and for an entry "
+                f'"unlabeled" of dataset.json in {dataset.raw_folder or "$nnUNet_raw, which is not set"}.'
+            )
+        done = preprocess(dataset, options.np, options.part_id, options.num_parts)
+        print(f"{configuration}: {done} unlabelled cases preprocessed, {len(dataset.done_cases())} there in {dataset.folder}")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """``nnunet-caml export``."""
+    from nnunet_caml.export import export
+
+    installed = export(options.model_folder, options.out, options.f, options.chk, options.p, options.overwrite)
+    print(f"Wrote {options.out}. A stock nnU-Net installs it with\n  nnUNetv2_install_pretrained_model_from_zip {options.out}")
+    print(
+        f"as {installed}, replacing what is there under that name, and predicts with\n  nnUNetv2_predict " + installed.command
+    )
+    return 0
+
+
+def run_trainers(options: argparse.Namespace) -> int:
+    """``nnunet-caml trainers``."""
+    print(startup.DISCOVERY_FOLDER)
+    return 0
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """``nnunet-caml check``: the trainer look-up itself, with its usual obstacles explained."""
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:
+        raise RuntimeError(
+            f"torchvision cannot be imported ({error}). nnU-Net imports it when it looks up any trainer. torch and "
+            f"torchvision must come from the same source and fit each other: reinstall both together with pip."
+        ) from None
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunet_caml.trainer import nnUNetTrainerCAML
+
+    if recursive_find_trainer_class_by_name("nnUNetTrainerCAML") is not nnUNetTrainerCAML:
+        raise RuntimeError("nnU-Net finds another class named nnUNetTrainerCAML; look at nnUNet_extTrainer.")
+    print(f"nnunet-caml {__version__}: nnU-Net finds nnUNetTrainerCAML (torchvision {torchvision.__version__}).")
+    return 0
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """``nnunet-caml demo``."""
+    from nnunet_caml.demo import run
+
+    return run(options.o, options.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

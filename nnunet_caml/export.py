@@ -1,0 +1,125 @@
+"""Export of a trained model for a nnU-Net installation without this package.
+
+The checkpoints already hold nothing but a stock network. What ties them to us is the name of the trainer, in the
+checkpoint and in the folder; the exported model says ``nnUNetTrainer`` instead. No optimiser state is exported.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+STOCK_TRAINER = "nnUNetTrainer"
+
+
+class Installed(NamedTuple):
+    """Where an exported model will be.
+
+    Attributes:
+        dataset: Data set name.
+        plans: Plans name.
+        configuration: Configuration name.
+        folds: Folds it has.
+        checkpoint: Name of the checkpoint files.
+    """
+
+    dataset: str
+    plans: str
+    configuration: str
+    folds: tuple[str, ...]
+    checkpoint: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{STOCK_TRAINER}__{self.plans}__{self.configuration}"
+
+    @property
+    def command(self) -> str:
+        """Arguments for ``nnUNetv2_predict``."""
+        options = f"-d {self.dataset} -c {self.configuration} -f {' '.join(self.folds)} -i IN -o OUT"
+        options += "" if self.plans == "nnUNetPlans" else f" -p {self.plans}"
+        return options + ("" if self.checkpoint == "checkpoint_final.pth" else f" -chk {self.checkpoint}")
+
+
+def export(
+    model_folder: Path,
+    out: Path,
+    folds: Sequence[str] | None = None,
+    checkpoint_name: str = "checkpoint_final.pth",
+    plans_name: str | None = None,
+    overwrite: bool = False,
+) -> Installed:
+    """Writes a trained model as a zip for ``nnUNetv2_install_pretrained_model_from_zip``.
+
+    Args:
+        model_folder: ``.../DATASET/TRAINER__PLANS__CONFIGURATION`` in ``nnUNet_results``.
+        out: Zip file to write.
+        folds: Such as ``["0", "1"]`` or ``["all"]``; default: all that have the checkpoint.
+        checkpoint_name: Which checkpoint.
+        plans_name: Install under another plans name.
+        overwrite: Replace an existing file.
+
+    Returns:
+        Where the model will be after installation.
+
+    Raises:
+        FileNotFoundError: If the folder is not a trained model or a fold is missing.
+        FileExistsError: If ``out`` exists and ``overwrite`` is not set.
+    """
+    model_folder = model_folder.resolve()
+    parts = model_folder.name.split("__")
+    missing = [name for name in ("plans.json", "dataset.json") if not (model_folder / name).is_file()]
+    if len(parts) != 3 or missing:
+        raise FileNotFoundError(
+            f"{model_folder} is not a trained model: expected a folder TRAINER__PLANS__CONFIGURATION with plans.json, "
+            f"dataset.json and fold_* in it."
+        )
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists. Choose another name or add --overwrite.")
+    if folds is None:
+        folds = [f.name[len("fold_") :] for f in sorted(model_folder.glob("fold_*")) if (f / checkpoint_name).is_file()]
+    checkpoints = {fold: model_folder / f"fold_{fold}" / checkpoint_name for fold in folds}
+    absent = [str(file) for file in checkpoints.values() if not file.is_file()]
+    if absent or not checkpoints:
+        raise FileNotFoundError(
+            f"{absent[0] if absent else f'fold_*/{checkpoint_name} in {model_folder}'} does not exist: "
+            f"that fold is not trained to the end, or -f or -chk is wrong."
+        )
+    plans = json.loads((model_folder / "plans.json").read_text())
+    plans.pop("continue_training", None)
+    plans_name = plans_name or parts[1]
+    installed = Installed(plans["dataset_name"], plans_name, parts[2], tuple(checkpoints), checkpoint_name)
+    plans["plans_name"] = plans_name
+
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{installed}/plans.json", json.dumps(plans, indent=4))
+            for name in ("dataset.json", "dataset_fingerprint.json"):
+                if (model_folder / name).is_file():
+                    archive.write(model_folder / name, f"{installed}/{name}")
+            for fold, file in checkpoints.items():
+                archive.writestr(f"{installed}/fold_{fold}/{checkpoint_name}", stock_checkpoint(file, plans))
+            for file in sorted(model_folder.glob("crossval_results_folds_*/*")):
+                if file.name in ("postprocessing.pkl", "postprocessing.json", "summary.json"):
+                    archive.write(file, f"{installed}/{file.relative_to(model_folder)}")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return installed
+
+
+def stock_checkpoint(file: Path, plans: dict) -> bytes:
+    """A checkpoint as ``nnUNetTrainer`` would have saved it, without the state that only training needs."""
+    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    checkpoint["trainer_name"] = STOCK_TRAINER
+    checkpoint["optimizer_state"] = None
+    checkpoint["grad_scaler_state"] = None
+    checkpoint["init_args"] = {**checkpoint["init_args"], "plans": plans, "device": torch.device("cpu")}
+    checkpoint["logging"] = {k: v for k, v in checkpoint["logging"].items() if not k.startswith("caml_")}
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,96 @@
+"""Unlabelled batches from nnU-Net's own loader, augmentation and worker processes.
+
+The unlabelled loader is a copy of the labelled one, with other cases: same patch sizes, transforms and batch size. Patches
+are drawn anywhere in the case, because nobody knows where its foreground is.
+"""
+
+import copy
+from time import perf_counter
+from typing import Any
+
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+
+
+class UnlabeledCases:
+    """Unlabelled cases as nnU-Net's loader wants a data set.
+
+    Nothing is held in memory but the identifiers; ``load_case`` opens memory-mapped files.
+
+    Args:
+        dataset: nnU-Net's data set of the preprocessed unlabelled folder.
+    """
+
+    def __init__(self, dataset: nnUNetBaseDataset) -> None:
+        self.dataset = dataset
+        self.identifiers = dataset.identifiers
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """Data, nonzero mask (-1 outside, 0 inside), prediction of the previous stage or ``None``, properties."""
+        data, mask, previous, properties = self.dataset.load_case(identifier)
+        # The loader looks this up before it knows whether it needs it.
+        return data, mask, previous, {**properties, "class_locations": {}}
+
+
+def labeled_loader(augmenter: Any) -> nnUNetDataLoader:
+    """The loader inside what ``nnUNetTrainer.get_dataloaders`` returns."""
+    return augmenter.data_loader if isinstance(augmenter, SingleThreadedAugmenter) else augmenter.generator
+
+
+def unlabeled_loader(labeled: nnUNetDataLoader, cases: UnlabeledCases) -> nnUNetDataLoader:
+    """A loader like ``labeled`` that draws from ``cases``."""
+    loader = copy.copy(labeled)
+    loader._data = cases
+    loader.indices = cases.identifiers
+    loader.oversample_foreground_percent = 0.0
+    # Bound methods of the original would look at the original's settings.
+    loader.get_do_oversample = loader._oversample_last_XX_percent
+    # With an ignore label nnU-Net draws patches around annotated voxels. There are none here.
+    loader.has_ignore = False
+    loader.was_initialized = False
+    return loader
+
+
+def like(augmenter: Any, loader: nnUNetDataLoader) -> Any:
+    """Runs ``loader`` as ``augmenter`` runs its own: in this process, or in as many worker processes."""
+    if isinstance(augmenter, SingleThreadedAugmenter):
+        return SingleThreadedAugmenter(loader, None)
+    return NonDetMultiThreadedAugmenter(
+        data_loader=loader,
+        transform=None,
+        num_processes=augmenter.num_processes,
+        num_cached=augmenter.num_cached,
+        seeds=None,
+        pin_memory=augmenter.pin_memory,
+        wait_time=augmenter.wait_time,
+    )
+
+
+class PairedBatches:
+    """Labelled batches that carry an unlabelled one under the key ``unlabeled``.
+
+    Attributes:
+        waited_s: Seconds spent waiting for either loader since it was last set to 0.
+    """
+
+    def __init__(self, labeled: Any, unlabeled: Any) -> None:
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+        self.waited_s = 0.0
+
+    def __iter__(self) -> "PairedBatches":
+        return self
+
+    def __next__(self) -> dict:
+        start = perf_counter()
+        batch = {**next(self.labeled), "unlabeled": next(self.unlabeled)["data"]}
+        self.waited_s += perf_counter() - start
+        return batch
+
+    def finish(self) -> None:
+        """Stops worker processes."""
+        for augmenter in (self.labeled, self.unlabeled):
+            if isinstance(augmenter, NonDetMultiThreadedAugmenter):
+                augmenter._finish()

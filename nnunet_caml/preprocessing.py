@@ -1,0 +1,220 @@
+"""Preprocessing of unlabelled cases: nnU-Net's own preprocessor, case by case, in parallel, and interruptible anywhere.
+
+A case is written into a temporary folder beside the finished ones, read back, moved into place, and recorded last. So a
+killed run leaves at most a temporary folder, which the next run removes when it does that case. Several runs at
+once (two folds started together, several nodes) do no harm: each starts at another case and skips what has been done meanwhile.
+"""
+
+import errno
+import os
+import platform
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
+from io import StringIO
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from tqdm import tqdm
+
+from nnunet_caml.unlabeled import (
+    STATE_FOLDER,
+    CaseState,
+    UnlabeledDataError,
+    UnlabeledDataset,
+    source_sizes,
+    voxel_digest,
+)
+
+TEMPORARY_PREFIX = "tmp-"
+
+
+def check_files(case: str, files: Sequence[Path]) -> None:
+    """Raises :class:`UnlabeledDataError` if a raw file of a case is missing or empty."""
+    for file in files:
+        if not file.is_file():
+            raise UnlabeledDataError(f"{file} of unlabelled case {case} does not exist. Add it or remove the case.")
+        if file.stat().st_size == 0:
+            raise UnlabeledDataError(f"{file} of unlabelled case {case} is empty. Replace it or remove the case.")
+
+
+def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) -> None:
+    """Reads a raw case and raises :class:`UnlabeledDataError` if it cannot be trained with.
+
+    Looked for: unreadable files, a number of channels other than in ``dataset.json``, geometry that differs between
+    channels, NaN and infinite voxels, images without any nonzero voxel, two-dimensional images for a 3d configuration.
+    """
+    reader = dataset.plans_manager.image_reader_writer_class()
+    way_out = "Repair or remove the case."
+    said = StringIO()
+    single = []
+    for file in files:
+        try:
+            # nnU-Net's readers explain themselves on standard output and raise errors without a text
+            with redirect_stdout(said):
+                single.append(reader.read_images([str(file)]))
+        except Exception as error:
+            reason = (str(error) or said.getvalue()).strip().splitlines()
+            raise UnlabeledDataError(
+                f"{file} of unlabelled case {case} cannot be read as an image "
+                f"({reason[-1].strip() if reason else type(error).__name__}). {way_out}"
+            ) from None
+    channels = sum(data.shape[0] for data, _ in single)
+    promised = len(dataset.configuration_manager.normalization_schemes)
+    if channels != promised:
+        raise UnlabeledDataError(
+            f"Unlabelled case {case} ({', '.join(f.name for f in files)}) has {channels} channels, "
+            f"the plans were made for {promised}. {way_out}"
+        )
+    for file, (data, properties) in zip(files, single, strict=True):
+        if data.shape[1:] != single[0][0].shape[1:] or not np.allclose(properties["spacing"], single[0][1]["spacing"]):
+            raise UnlabeledDataError(
+                f"The channels of unlabelled case {case} differ in geometry: {files[0].name} has shape "
+                f"{single[0][0].shape[1:]} and spacing {single[0][1]['spacing']}, {file.name} has {data.shape[1:]} "
+                f"and {properties['spacing']}. Resample them to one grid or remove the case."
+            )
+        for reader_key, key in (
+            ("sitk_stuff", "origin"),
+            ("sitk_stuff", "direction"),
+            ("nibabel_stuff", "original_affine"),
+        ):
+            here, first = (p.get(reader_key, {}).get(key) for p in (properties, single[0][1]))
+            if here is not None and not np.allclose(here, first, atol=1e-3):
+                raise UnlabeledDataError(
+                    f"The channels of unlabelled case {case} differ in their {key}: {first} in {files[0].name}, "
+                    f"{here} in {file.name}. Resample them to one grid or remove the case."
+                )
+        if not np.isfinite(data).all():
+            raise UnlabeledDataError(f"{file} of unlabelled case {case} has NaN or infinite voxels. {way_out}")
+        if len(dataset.configuration_manager.patch_size) == 3 and min(data.shape[1:]) == 1:
+            raise UnlabeledDataError(
+                f"{file} of unlabelled case {case} is two-dimensional (shape {data.shape[1:]}), but configuration "
+                f"{dataset.configuration} is three-dimensional. Train the 2d configuration or remove the case."
+            )
+    if not any(data.any() for data, _ in single):
+        raise UnlabeledDataError(f"Unlabelled case {case} ({files[0]}) is zero everywhere. {way_out}")
+
+
+def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> str | None:
+    """Preprocesses one case, unless it is done already.
+
+    Returns:
+        ``None``, or a sentence that says what is wrong with the case. Errors that concern all cases (disk full, no
+        permission) are raised.
+    """
+    if not needs_work(dataset, case, files):
+        return None
+    temporary = dataset.folder / STATE_FOLDER / f"{TEMPORARY_PREFIX}{case}@{platform.node()}@{os.getpid()}"
+    try:
+        check_files(case, files)
+        check_images(case, files, dataset)
+        temporary.mkdir(parents=True)
+        manager = dataset.configuration_manager
+        preprocessor = manager.preprocessor_class(verbose=False)
+        preprocessor.run_case_save(
+            str(temporary / case), [str(f) for f in files], None, dataset.plans_manager, manager, dataset.dataset_json
+        )
+        data_class = infer_dataset_class(str(temporary))
+        # Reading back what was written finds a file cut short by a full disk.
+        content = voxel_digest(data_class(str(temporary), [case]).load_case(case)[0])
+        dataset.state_file(case).unlink(missing_ok=True)
+        for file in sorted(temporary.iterdir()):
+            file.replace(dataset.folder / file.name)
+        CaseState(dataset.fingerprint(), source_sizes(list(files)), content).write(dataset.state_file(case))
+    except UnlabeledDataError as error:
+        return str(error)
+    except Exception as error:
+        free = shutil.disk_usage(dataset.folder).free
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or free < 2**20:
+            raise OSError(
+                errno.ENOSPC,
+                f"no space left while preprocessing unlabelled case {case} ({free / 2**30:.2f} GiB free). The cases "
+                f"finished so far are kept: free some space and start again",
+                str(dataset.folder),
+            ) from None
+        return f"Unlabelled case {case} ({files[0]}) cannot be preprocessed: {type(error).__name__}: {error}"
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return None
+
+
+def is_leftover(temporary: Path) -> bool:
+    """Whether nobody is writing to a temporary folder any more."""
+    _, node, process = temporary.name.rsplit("@", 2)
+    if os.name == "posix" and node == platform.node():
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+    # of another machine: it cannot be asked, and no case takes a day
+    return time.time() - temporary.stat().st_mtime > 86400
+
+
+def needs_work(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> bool:
+    """Whether a raw case is not preprocessed yet, or was with other plans or from other files."""
+    state = CaseState.read(dataset.state_file(case))
+    if state is None or state.fingerprint != dataset.fingerprint():
+        return True
+    # A missing raw file is reported when the case is done anew, not when it was done before the file went.
+    return all(f.is_file() for f in files) and state.sources != source_sizes(list(files))
+
+
+def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: int = 1) -> int:
+    """Preprocesses all raw unlabelled cases that are not done yet.
+
+    Args:
+        dataset: See there.
+        processes: Worker processes, at least 1.
+        part: Which share of the cases to do, as in ``nnUNetv2_predict``; from 0.
+        parts: Into how many shares the cases are divided.
+
+    Returns:
+        How many cases had to be done.
+
+    Raises:
+        UnlabeledDataError: Naming every case that is no good. All others have been done by then.
+        OSError: If the disk is full. What was done until then is kept.
+    """
+    cases = dict(list(dataset.raw_cases().items())[part::parts])
+    todo = [(case, files) for case, files in cases.items() if needs_work(dataset, case, files)]
+    if not todo:
+        return 0
+    state = dataset.folder / STATE_FOLDER
+    state.mkdir(parents=True, exist_ok=True)
+    for temporary in state.glob(f"{TEMPORARY_PREFIX}*@*@*"):
+        if is_leftover(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+    # Runs at the same time begin at different cases and so share the work.
+    start = random.Random(os.getpid()).randrange(len(todo))
+    order = todo[start:] + todo[:start]
+    problems: dict[str, str] = {}
+    pool = ProcessPoolExecutor(min(processes, len(todo)), mp_context=get_context("spawn"))
+    try:
+        pending: dict[Future, str] = {pool.submit(preprocess_case, dataset, case, files): case for case, files in order}
+        bar = tqdm(as_completed(pending), total=len(pending), desc="Preprocessing unlabelled cases", unit="case")
+        for future in bar:
+            if (problem := future.result()) is not None:
+                problems[pending[future]] = problem
+    except BrokenProcessPool:
+        raise RuntimeError(
+            f"A worker process died while preprocessing unlabelled cases, most likely because memory ran out with "
+            f"{processes} processes. The cases finished so far are kept: run `nnunet-caml preprocess` with a smaller -np."
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    if problems:
+        lines = "\n".join(f"  - {problems[case]}" for case in sorted(problems))
+        raise UnlabeledDataError(
+            f"{len(problems)} of {len(todo)} unlabelled cases cannot be used; the others are preprocessed:\n{lines}"
+        )
+    return len(todo)

@@ -1,0 +1,454 @@
+"""``nnUNetTrainerCAML``: nnU-Net's trainer with an unlabelled loader, a second network and the losses of CAML.
+
+Glue only. The vanilla network V is ``self.network``, built, validated, saved and used for prediction by nnU-Net as ever. All
+else is ``self.caml`` (:class:`nnunet_caml.learning.MutualLearning`).
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.helpers import dummy_context
+from torch import Tensor, autocast, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_caml import checkpoints, progress
+from nnunet_caml.checks import cases_without_foreground, check_labeled, check_overlap
+from nnunet_caml.consistency import consistency_loss, rampup
+from nnunet_caml.labels import LabelSpace
+from nnunet_caml.learning import MutualLearning, agreement_counts
+from nnunet_caml.loading import PairedBatches, UnlabeledCases, labeled_loader, like, unlabeled_loader
+from nnunet_caml.networks import (
+    FeatureTap,
+    SharedEncoderAuxiliary,
+    copy_matching,
+    make_auxiliary,
+    require_unet,
+    unwrap,
+)
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, UnlabeledDataError, UnlabeledDataset
+
+__all__ = ["nnUNetTrainerCAML"]
+
+
+class nnUNetTrainerCAML(nnUNetTrainer):
+    """Correlation-Aware Mutual Learning on nnU-Net's plans (Gao et al., MICCAI 2023, arXiv:2307.06312).
+
+    Every hyperparameter is a class attribute, so a subclass of two lines is a new trainer::
+
+        class nnUNetTrainerCAML_cosine(nnUNetTrainerCAML):
+            occ_similarity = "cosine"
+
+    Defaults are the paper's or its released code's where the comment says nothing else.
+    """
+
+    #: weight of the sum of both networks' supervised losses
+    supervised_weight: float = 0.5
+    #: weight of the mutual consistency after the ramp-up
+    lambda_c: float = 1.0
+    #: weight of OCC after the ramp-up
+    lambda_o: float = 0.05
+    #: ramp-up of both weights, as a fraction of all iterations (paper: 0.4 with 5 % labelled, 0.2 with 10 %, 0.15 with 20 %)
+    rampup_fraction: float = 0.2
+    #: temperature of the consistency targets
+    sharpening_temperature: float = 0.1
+    #: stop the gradient through the sharpened side; the released code does not
+    detach_consistency_target: bool = False
+    #: whether A has CMA
+    attention: bool = True
+    #: heads of CMA
+    attention_heads: int = 4
+    #: dropout of CMA
+    attention_dropout: float = 0.5
+    #: CMA sits at the encoder stage nearest to this reduction per axis
+    attention_downsampling: float = 8.0
+    #: width of projection and prediction heads and of the memory's embeddings
+    embedding_width: int = 64
+    #: "dot" or "cosine"
+    occ_similarity: str = "dot"
+    #: temperature of the correlation rows
+    occ_temperature: float = 0.1
+    #: most confident voxels per class that enter OCC
+    num_filtered: int = 12800
+    #: embeddings drawn from the memory per class and step
+    memory_per_class: int = 256
+    #: bound on the stored embeddings of a class over all cases (ours; the released code keeps every voxel)
+    memory_max_rows_per_class: int = 65536
+    #: A uses V's encoder: cheaper (ours)
+    share_encoder: bool = False
+    #: gradient norm to which V, A and the heads are clipped, each by itself (nnU-Net's)
+    clip_norm: float = 12.0
+    #: length of training in epochs; None is nnU-Net's 1000
+    epochs: int | None = None
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.epochs is not None:
+            self.num_epochs = self.epochs
+        self.caml: Any = None  # MutualLearning -> initialize
+        self.auxiliary_optimizer: Any = None  # -> initialize
+        self.iteration = 0
+        self._rng_to_restore: dict | None = None
+        self._companion_missing: Path | None = None
+        progress.add_keys(self.logger)
+
+    # ---------------------------------------------------------------- networks
+
+    def initialize(self) -> None:
+        """V, its optimiser and the loss by nnU-Net; then A, heads and memory, and a second optimiser of the same kind."""
+        if self.is_cascaded:
+            raise NotImplementedError(
+                f"Configuration {self.configuration_name} is the second stage of a cascade. CAML would need the first "
+                f"stage's predictions of the unlabelled cases, which are not made yet. Train 3d_fullres or 3d_lowres."
+            )
+        self.unlabeled = UnlabeledDataset.create(self.plans_manager, self.configuration_name, self.dataset_json)
+        check_labeled(self.unlabeled)
+        super().initialize()
+        vanilla: Any = unwrap(self.network)
+        require_unet(vanilla)
+        self.labels = LabelSpace.from_label_manager(self.label_manager)
+        auxiliary: nn.Module = make_auxiliary(
+            self.build_network_architecture(
+                self.plans_manager,
+                self.configuration_manager,
+                self.num_input_channels,
+                self.label_manager.num_segmentation_heads,
+                self.enable_deep_supervision,
+            ),
+            self.attention_heads,
+            self.attention_dropout,
+            self.attention,
+            self.attention_downsampling,
+        )
+        if self.share_encoder:
+            auxiliary = SharedEncoderAuxiliary(auxiliary, vanilla.encoder)
+        training_cases, _ = self.do_split()
+        self.caml = MutualLearning(
+            auxiliary,
+            vanilla.decoder.seg_layers[-1].in_channels,
+            self.labels,
+            list(training_cases),
+            width=self.embedding_width,
+            per_class=self.memory_per_class,
+            max_rows_per_class=self.memory_max_rows_per_class,
+            num_filtered=self.num_filtered,
+            temperature=self.occ_temperature,
+            similarity=self.occ_similarity,
+        ).to(self.device)
+        self.tap_v = FeatureTap(vanilla, skips=self.share_encoder)
+        self.tap_a = FeatureTap(auxiliary)
+        if self._do_i_compile():
+            self.caml.auxiliary = torch.compile(auxiliary)
+        # A and the heads learn as V does, whatever optimiser a subclass has configured.
+        self.auxiliary_optimizer = type(self.optimizer)(self.caml.parameters(), **self.optimizer.defaults)
+        if self.is_ddp:
+            for tensor in (*self.caml.heads_v.state_dict().values(), *self.caml.heads_a.state_dict().values()):
+                dist.broadcast(tensor, 0)
+            ids = [self.local_rank] if self.device.type == "cuda" else None
+            self.caml.auxiliary = DistributedDataParallel(self.caml.auxiliary, device_ids=ids)
+        self._untrained = next(vanilla.parameters()).detach().clone()
+
+    def heads(self) -> list[nn.Module]:
+        """The heads of both networks."""
+        return [self.caml.heads_v, self.caml.heads_a]
+
+    # ---------------------------------------------------------------- data
+
+    def prepare_unlabeled(self) -> None:
+        """Checks the data and preprocesses unlabelled cases that are not done yet; one rank does it, the others wait.
+
+        Raises:
+            UnlabeledDataError: With a sentence per problem.
+        """
+        problem = None
+        if self.local_rank == 0:
+            try:
+                self._prepare_unlabeled()
+            except Exception as error:
+                problem = error
+        if self.is_ddp:
+            # NCCL would give up after minutes; and all ranks have to stop when one does.
+            group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+            message = [None if problem is None else f"{type(problem).__name__}: {problem}"]
+            dist.broadcast_object_list(message, 0, group=group)
+            if problem is None and message[0] is not None:
+                raise RuntimeError(f"Rank 0 stopped: {message[0]}")
+        if problem is not None:
+            self.print_to_log_file(f"ERROR: {problem}", also_print_to_console=False)
+            raise problem
+
+    def _prepare_unlabeled(self) -> None:
+        check_labeled(self.unlabeled)
+        raw = self.unlabeled.raw_cases()
+        labeled_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        labeled = labeled_class.get_identifiers(self.preprocessed_dataset_folder)
+        training, validation = (labeled_class(self.preprocessed_dataset_folder, list(k)) for k in self.do_split())
+        # before hours of preprocessing: what can be known from names
+        if clash := sorted(set(raw) & set(labeled)):
+            check_overlap(self.unlabeled, clash, labeled, validation)
+        if empty := cases_without_foreground(training):
+            self.print_to_log_file(
+                f"WARNING: no foreground in {len(empty)} labelled training case(s): {', '.join(empty)}. If they should "
+                f"have some, check their label files."
+            )
+        done = preprocess(self.unlabeled, default_num_processes)
+        usable = self.unlabeled.usable_cases()
+        if not usable:
+            raise UnlabeledDataError(
+                f"There are no unlabelled cases for {self.plans_manager.dataset_name}. Put images into "
+                f"{self.unlabeled.raw_folder or '$nnUNet_raw/' + self.plans_manager.dataset_name}/{RAW_FOLDER}, named "
+                f'like those in imagesTr, or list them under "{DATASET_KEY}" in dataset.json '
+                f'({{case: {{"images": [...]}}}}). To train without unlabelled cases, use -tr nnUNetTrainer.'
+            )
+        check_overlap(self.unlabeled, usable, labeled, validation)
+        self.print_to_log_file(
+            f"{len(training.identifiers)} labelled and {len(usable)} unlabelled training cases ({done} preprocessed now)."
+        )
+
+    def get_dataloaders(self) -> tuple:
+        """nnU-Net's loaders; the one for training also gives unlabelled patches (:class:`PairedBatches`)."""
+        labeled, validation = super().get_dataloaders()
+        dataset_class = infer_dataset_class(str(self.unlabeled.folder))
+        cases = UnlabeledCases(dataset_class(str(self.unlabeled.folder), self.unlabeled.usable_cases()))
+        unlabeled = like(labeled, unlabeled_loader(labeled_loader(labeled), cases))
+        next(unlabeled)  # starts the workers, as nnU-Net does with its own
+        return PairedBatches(labeled, unlabeled), validation
+
+    # ---------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """Prepares the data before nnU-Net starts; then what is left of a restored or pretrained run."""
+        if not self.was_initialized:
+            self.initialize()
+        if self._companion_missing is not None and self.current_epoch < self.num_epochs:
+            raise FileNotFoundError(
+                f"{self._companion_missing} is missing or belongs to another run, so the auxiliary network of this "
+                f"training is lost and it cannot be continued. Put the file back, or start again without --c."
+            )
+        self.prepare_unlabeled()
+        vanilla = unwrap(self.network)
+        if self.current_epoch == 0 and not torch.equal(self._untrained, next(vanilla.parameters())):
+            copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))
+            self.print_to_log_file(f"Pretrained weights: {copied} tensors copied to the auxiliary network as well.")
+        super().on_train_start()
+        if self._rng_to_restore is not None:
+            checkpoints.set_rng_state(self._rng_to_restore)
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self.dataloader_train.finish()
+        checkpoints.remove_companions(Path(self.output_folder) / "checkpoint_latest.pth")
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.caml.train()
+        # same schedule as V's, whichever it is
+        for group in self.auxiliary_optimizer.param_groups:
+            group["lr"] = self.optimizer.param_groups[0]["lr"]
+        self.iteration = self.current_epoch * self.num_iterations_per_epoch
+        self.dataloader_train.waited_s = 0.0
+        self._epoch_began = perf_counter()
+
+    def current_weights(self) -> tuple[float, float]:
+        """``lambda_c`` and ``lambda_o`` at the present iteration."""
+        length = self.rampup_fraction * self.num_epochs * self.num_iterations_per_epoch
+        factor = rampup(self.iteration, length)
+        return self.lambda_c * factor, self.lambda_o * factor
+
+    def train_step(self, batch: dict) -> dict:
+        """One step on a labelled and an unlabelled batch.
+
+        Args:
+            batch: As from :class:`PairedBatches`: ``data`` ``(B, C, *patch)``, ``target``, ``keys`` and ``unlabeled``
+                ``(B, C, *patch)``.
+
+        Returns:
+            Values for the log. ``loss`` is V's supervised loss, which compares to nnU-Net's validation loss.
+        """
+        labeled = batch["data"].to(self.device, non_blocking=True)
+        unlabeled = batch["unlabeled"].to(self.device, non_blocking=True)
+        target = batch["target"]
+        if isinstance(target, list):
+            target = [t.to(self.device, non_blocking=True) for t in target]
+        else:
+            target = target.to(self.device, non_blocking=True)
+
+        for optimizer in (self.optimizer, self.auxiliary_optimizer):
+            optimizer.zero_grad(set_to_none=True)
+        # as in nnUNetTrainer.train_step: mixed precision on CUDA only
+        with autocast("cuda") if self.device.type == "cuda" else dummy_context():
+            losses, counts = self.losses(torch.cat((labeled, unlabeled)), target, list(batch["keys"]))
+        lambda_c, lambda_o = self.current_weights()
+        total = (
+            self.supervised_weight * (losses["loss"] + losses["loss_a"])
+            + lambda_c * losses["consistency"]
+            + lambda_o * losses["correlation"]
+        )
+        self.update(total)
+        self.iteration += 1
+        names = [*losses, "memory"]
+        values = torch.stack([*(v.detach().float() for v in losses.values()), self.caml.memory.fill()])
+        values = torch.cat((values, counts.flatten())).cpu().numpy()  # the only wait for the device
+        return {**dict(zip(names, values, strict=False)), "agreement": values[len(names) :].reshape(counts.shape)}
+
+    def losses(self, images: Tensor, target: Any, cases: list[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """All losses of one step, unweighted, and the agreement of V and A.
+
+        Args:
+            images: ``(B_l + B_u, C, *patch)``, labelled first.
+            target: Of the labelled half; a list with deep supervision, highest resolution first.
+            cases: Identifiers of the labelled half.
+
+        Returns:
+            Scalars ``loss`` (supervised, of V), ``loss_a`` (of A), ``consistency`` and ``correlation``; and the counts of
+            :func:`nnunet_caml.learning.agreement_counts` on the unlabelled half.
+        """
+        n = len(cases)
+        outputs_v = self.network(images)
+        outputs_a = self.caml.auxiliary(self.tap_v.take_skips() if self.share_encoder else images)
+        features_v, features_a = self.tap_v.take(), self.tap_a.take()
+        full_v, full_a = (o[0] if isinstance(o, list | tuple) else o for o in (outputs_v, outputs_a))
+        zero = full_v.new_zeros((), dtype=torch.float32)
+        losses = {
+            "loss": self.loss(first(outputs_v, n), target),
+            "loss_a": self.loss(first(outputs_a, n), target),
+            "consistency": zero,
+            "correlation": zero,
+        }
+        if self.lambda_c:
+            losses["consistency"] = consistency_loss(
+                full_v, full_a, self.sharpening_temperature, self.labels.regions, self.detach_consistency_target
+            )
+        predicted_v, confidence = self.labels.predicted(full_v)
+        predicted_a, _ = self.labels.predicted(full_a)
+        if self.lambda_o:
+            self.caml.remember(
+                cases,
+                features_v[:n],
+                features_a[:n],
+                predicted_v[:n],
+                predicted_a[:n],
+                target[0] if isinstance(target, list) else target,
+            )
+            losses["correlation"] = self.caml.correlate(
+                features_v[n:], features_a[n:], predicted_v[n:], predicted_a[n:], confidence[n:]
+            )
+        return losses, agreement_counts(predicted_v[n:], predicted_a[n:], self.labels.num_classes)
+
+    def update(self, total: Tensor) -> None:
+        """Backward pass and one step of both optimisers. V, A and the heads are each clipped by themselves."""
+        scaler = self.grad_scaler
+        (total if scaler is None else scaler.scale(total)).backward()
+        if self.is_ddp:
+            self._average_head_gradients()
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+            scaler.unscale_(self.auxiliary_optimizer)
+        head_parameters = [p for head in self.heads() for p in head.parameters()]
+        for parameters in (self.network.parameters(), self.caml.auxiliary.parameters(), head_parameters):
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        for optimizer in (self.optimizer, self.auxiliary_optimizer):
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
+
+    def _average_head_gradients(self) -> None:
+        # The heads run outside of any module's forward, where DistributedDataParallel does not see them.
+        for head in self.heads():
+            for p in head.parameters():
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                dist.all_reduce(p.grad)
+                p.grad /= dist.get_world_size()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        outputs = collate_outputs(train_outputs)
+        if self.is_ddp:
+            gathered: list = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, outputs)
+            outputs = {k: np.concatenate([np.asarray(g[k]) for g in gathered]) for k in outputs}
+        both, v, a = np.asarray(outputs["agreement"], dtype=float).sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            dice = 2 * both / (v + a)
+        lambda_c, lambda_o = self.current_weights()
+        values = {
+            "supervised": float(np.mean(outputs["loss"]) + np.mean(outputs["loss_a"])),
+            "supervised_a": float(np.mean(outputs["loss_a"])),
+            "consistency": float(np.mean(outputs["consistency"])),
+            "correlation": float(np.mean(outputs["correlation"])),
+            "lambda_c": lambda_c,
+            "lambda_o": lambda_o,
+            # no class predicted by either: nothing to agree on
+            "agreement": float(np.nanmean(dice)) if np.isfinite(dice).any() else float("nan"),
+            "memory": float(np.asarray(outputs["memory"])[-1]),
+            "waiting": self.dataloader_train.waited_s / (perf_counter() - self._epoch_began),
+        }
+        progress.log(self.logger, values, self.current_epoch)
+        self.print_to_log_file(progress.describe(values))
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            progress.plot(self.logger, Path(self.output_folder))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """A stock checkpoint of V, and beside it a companion file with all else a run needs to be continued."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        state = {
+            "auxiliary": unwrap(self.caml.auxiliary).state_dict(),
+            "heads": [head.state_dict() for head in self.heads()],
+            "memory": self.caml.memory.state_dict(),
+            "cases": list(self.caml.memory.case_index),
+            "optimizer": self.auxiliary_optimizer.state_dict(),
+            "rng": checkpoints.get_rng_state(),
+        }
+        checkpoints.save(Path(filename), super().save_checkpoint, state, self.logger)
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """Restores V by nnU-Net and all else from the companion file, if it is there."""
+        super().load_checkpoint(filename_or_checkpoint)
+        progress.add_keys(self.logger)
+        path = Path(filename_or_checkpoint)
+        state = checkpoints.load_companion(path, self.logger, self.device)
+        if state is None:
+            # No harm for validation; training asks again in on_train_start.
+            self._companion_missing = checkpoints.companion(path, self.current_epoch)
+            return
+        unwrap(self.caml.auxiliary).load_state_dict(state["auxiliary"])
+        for head, saved in zip(self.heads(), state["heads"], strict=True):
+            head.load_state_dict(saved)
+        if state["cases"] == list(self.caml.memory.case_index):
+            self.caml.memory.load_state_dict(state["memory"])
+        else:
+            self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
+        self.auxiliary_optimizer.load_state_dict(state["optimizer"])
+        self._rng_to_restore = state["rng"]
+
+
+def first(outputs: Any, n: int) -> Any:
+    """The first ``n`` samples of an output, or of each output of a list."""
+    return [o[:n] for o in outputs] if isinstance(outputs, list | tuple) else outputs[:n]

@@ -1,0 +1,231 @@
+"""Where the unlabelled cases of a data set are, in raw form and preprocessed.
+
+Raw: in ``imagesUn/`` of the raw data set folder, named like nnU-Net's images (``CASE_0000.nii.gz``), or wherever the entry
+``unlabeled`` of ``dataset.json`` says, in the shape of nnU-Net's own ``dataset`` entry
+(``{case: {"images": [path of channel 0, ...]}}``; relative paths start at the data set folder, environment variables are
+expanded). Both may be used together.
+
+Preprocessed: in ``<data_identifier>_unlabeled`` next to the labelled folder, as nnU-Net's data set classes want it, with a
+hidden folder ``.state`` that holds one JSON file per finished case (:class:`CaseState`). A case counts as done only when
+its state file is there and matches the plans; the file is written last. nnU-Net itself never looks at this folder.
+"""
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+RAW_FOLDER = "imagesUn"
+DATASET_KEY = "unlabeled"
+STATE_FOLDER = ".state"
+
+
+class UnlabeledDataError(ValueError):
+    """Something is wrong with the data; the message is one or more sentences that name it and the way out."""
+
+
+def number_of_channels(dataset_json: Mapping[str, Any]) -> int:
+    """Channels that ``dataset.json`` promises for every case."""
+    return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
+
+
+def list_folder(folder: Path, file_ending: str, channels: int) -> dict[str, list[Path]]:
+    """Cases of a folder of images named as nnU-Net wants them.
+
+    Args:
+        folder: Such as ``imagesUn``.
+        file_ending: As in ``dataset.json``.
+        channels: That each case must have.
+
+    Returns:
+        For every case identifier the files of its channels, in order.
+
+    Raises:
+        UnlabeledDataError: If a file is not named so, or a case has channels too few or too many.
+    """
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith(".") or file.is_dir():
+            continue
+        match = re.fullmatch(r"(.+)_(\d{4})" + re.escape(file_ending), file.name)
+        if match is None:
+            raise UnlabeledDataError(
+                f"{file} is not named like nnU-Net's images: expected CASE_0000{file_ending} (the case identifier, "
+                f"the channel in four digits, and the file_ending of dataset.json). Rename it or move it elsewhere."
+            )
+        found[match[1]][int(match[2])] = file
+    for case, files in found.items():
+        if missing := [c for c in range(channels) if c not in files]:
+            raise UnlabeledDataError(
+                f"Unlabelled case {case} in {folder} lacks channel {missing[0]:04d}: dataset.json names {channels} "
+                f"channel(s), found {', '.join(f.name for f in files.values())}. Add the file or remove the case."
+            )
+        if len(files) > channels:
+            raise UnlabeledDataError(
+                f"Unlabelled case {case} in {folder} has {len(files)} channels, dataset.json names {channels}: "
+                f"remove {files[max(files)].name} or correct channel_names."
+            )
+    return {case: [files[c] for c in range(channels)] for case, files in found.items()}
+
+
+def list_entry(entry: Any, folder: Path, channels: int) -> dict[str, list[Path]]:
+    """Cases of the ``unlabeled`` entry of ``dataset.json``; arguments and errors as for :func:`list_folder`."""
+    where = f'The entry "{DATASET_KEY}" of {folder / "dataset.json"}'
+    if not isinstance(entry, dict):
+        raise UnlabeledDataError(f'{where} must be {{case: {{"images": [...]}}}}, got {type(entry).__name__}.')
+    cases = {}
+    for case, value in entry.items():
+        images = value.get("images") if isinstance(value, dict) else None
+        if not isinstance(images, list) or len(images) != channels:
+            raise UnlabeledDataError(
+                f'{where} gives for case {case} {value!r}; expected {{"images": [...]}} with one file for each of the '
+                f"{channels} channel(s) of dataset.json."
+            )
+        # joining with an absolute path gives the absolute path
+        cases[case] = [folder / os.path.expandvars(image) for image in images]
+    return cases
+
+
+@dataclass(frozen=True)
+class UnlabeledDataset:
+    """The unlabelled cases of one data set for one configuration.
+
+    Attributes:
+        raw_folder: Raw data set folder, or ``None`` if ``nnUNet_raw`` is not set; it need not exist.
+        folder: Of the preprocessed unlabelled cases; it need not exist yet.
+        labeled_folder: Of the preprocessed labelled cases.
+        plans_manager: nnU-Net's.
+        configuration_manager: nnU-Net's.
+        dataset_json: The preprocessed data set's copy.
+        configuration: Its name, for messages.
+    """
+
+    raw_folder: Path | None
+    folder: Path
+    labeled_folder: Path
+    plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
+    dataset_json: dict
+    configuration: str
+
+    @classmethod
+    def create(cls, plans_manager: PlansManager, configuration: str, dataset_json: dict) -> "UnlabeledDataset":
+        """For a data set of ``nnUNet_preprocessed`` and a configuration of its plans."""
+        manager = plans_manager.get_configuration(configuration)
+        base = Path(nnUNet_preprocessed) / plans_manager.dataset_name
+        return cls(
+            raw_folder=Path(nnUNet_raw) / plans_manager.dataset_name if nnUNet_raw.is_set() else None,
+            folder=base / f"{manager.data_identifier}_unlabeled",
+            labeled_folder=base / manager.data_identifier,
+            plans_manager=plans_manager,
+            configuration_manager=manager,
+            dataset_json=dataset_json,
+            configuration=configuration,
+        )
+
+    def raw_cases(self) -> dict[str, list[Path]]:
+        """Raw cases and their files, sorted by identifier; empty if there is no raw data.
+
+        The raw folder's ``dataset.json`` is preferred to the copy made when the data set was planned, so that
+        unlabelled cases can be added later.
+
+        Raises:
+            UnlabeledDataError: As :func:`list_folder`; also if a case is named in both places, or is labelled too.
+        """
+        if self.raw_folder is None or not self.raw_folder.is_dir():
+            return {}
+        json_file = self.raw_folder / "dataset.json"
+        dataset_json = load_json(str(json_file)) if json_file.is_file() else self.dataset_json
+        channels = number_of_channels(dataset_json)
+        cases = list_entry(dataset_json.get(DATASET_KEY, {}), self.raw_folder, channels)
+        images = self.raw_folder / RAW_FOLDER
+        in_folder = list_folder(images, dataset_json["file_ending"], channels) if images.is_dir() else {}
+        if twice := sorted(cases.keys() & in_folder.keys()):
+            raise UnlabeledDataError(
+                f'Unlabelled case {twice[0]} is both in {images} and in the entry "{DATASET_KEY}" of {json_file}. '
+                f"Remove it from one of them."
+            )
+        return dict(sorted((cases | in_folder).items()))
+
+    def done_cases(self) -> list[str]:
+        """Identifiers of the cases that are preprocessed with the present plans, sorted."""
+        fingerprint = self.fingerprint()
+        states = ((file.stem, CaseState.read(file)) for file in sorted((self.folder / STATE_FOLDER).glob("*.json")))
+        return [case for case, state in states if state is not None and state.fingerprint == fingerprint]
+
+    def usable_cases(self) -> list[str]:
+        """Preprocessed cases to train with: those that are (still) among the raw ones, or all where no raw data is."""
+        done, raw = self.done_cases(), self.raw_cases()
+        return [case for case in done if case in raw] if raw else done
+
+    def state_file(self, case: str) -> Path:
+        """Where the state of a preprocessed case is kept."""
+        return self.folder / STATE_FOLDER / f"{case}.json"
+
+    def fingerprint(self) -> str:
+        """Digest of everything in the plans that the preprocessed voxels depend on."""
+        plans, manager = self.plans_manager, self.configuration_manager
+        configuration = manager.configuration
+        relevant = {
+            "preprocessor": manager.preprocessor_name,
+            "reader": plans.plans["image_reader_writer"],
+            "transpose_forward": plans.transpose_forward,
+            "spacing": manager.spacing,
+            "normalization_schemes": manager.normalization_schemes,
+            "use_mask_for_norm": manager.use_mask_for_norm,
+            "intensities": plans.foreground_intensity_properties_per_channel,
+            **{key: configuration[key] for key in sorted(configuration) if key.startswith("resampling_fn")},
+        }
+        return sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class CaseState:
+    """What is recorded of a finished case.
+
+    Attributes:
+        fingerprint: Of the plans it was preprocessed with.
+        sources: Size in bytes of each raw file, by name. A raw case whose files differ is done again.
+        content: Digest of the preprocessed voxels: equal for two cases exactly if their voxels are equal.
+    """
+
+    fingerprint: str
+    sources: dict[str, int]
+    content: str
+
+    @classmethod
+    def read(cls, file: Path) -> "CaseState | None":
+        """The state in ``file``, or ``None`` if there is none or it is not readable as one."""
+        try:
+            return cls(**json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, file: Path) -> None:
+        """Writes the file as a whole or not at all."""
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
+        temporary.replace(file)
+
+
+def source_sizes(files: list[Path]) -> dict[str, int]:
+    """Sizes of raw files by name, as recorded in :class:`CaseState`."""
+    return {file.name: file.stat().st_size for file in files}
+
+
+def voxel_digest(data: Any) -> str:
+    """Digest of an array ``(C, *spatial)`` on disk or in memory, read one channel at a time."""
+    digest = sha256(repr(tuple(data.shape)).encode())
+    for channel in range(data.shape[0]):
+        digest.update(np.ascontiguousarray(data[channel]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""Variants of :class:`nnUNetTrainerCAML` by nnU-Net's habit of naming: shorter schedules and ablations."""
+
+from nnunet_caml.trainer import nnUNetTrainerCAML
+
+__all__ = [
+    "nnUNetTrainerCAML_100epochs",
+    "nnUNetTrainerCAML_10epochs",
+    "nnUNetTrainerCAML_1epoch",
+    "nnUNetTrainerCAML_1epochs",
+    "nnUNetTrainerCAML_20epochs",
+    "nnUNetTrainerCAML_250epochs",
+    "nnUNetTrainerCAML_50epochs",
+    "nnUNetTrainerCAML_5epochs",
+    "nnUNetTrainerCAML_noCMA",
+    "nnUNetTrainerCAML_noCMA_noOCC",
+    "nnUNetTrainerCAML_noOCC",
+    "nnUNetTrainerCAML_sharedEncoder",
+]
+
+
+class nnUNetTrainerCAML_1epoch(nnUNetTrainerCAML):
+    """1 epoch."""
+
+    epochs = 1
+
+
+class nnUNetTrainerCAML_1epochs(nnUNetTrainerCAML):
+    """1 epoch, under the name that goes with the others."""
+
+    epochs = 1
+
+
+class nnUNetTrainerCAML_5epochs(nnUNetTrainerCAML):
+    """5 epochs."""
+
+    epochs = 5
+
+
+class nnUNetTrainerCAML_10epochs(nnUNetTrainerCAML):
+    """10 epochs."""
+
+    epochs = 10
+
+
+class nnUNetTrainerCAML_20epochs(nnUNetTrainerCAML):
+    """20 epochs."""
+
+    epochs = 20
+
+
+class nnUNetTrainerCAML_50epochs(nnUNetTrainerCAML):
+    """50 epochs."""
+
+    epochs = 50
+
+
+class nnUNetTrainerCAML_100epochs(nnUNetTrainerCAML):
+    """100 epochs."""
+
+    epochs = 100
+
+
+class nnUNetTrainerCAML_250epochs(nnUNetTrainerCAML):
+    """250 epochs."""
+
+    epochs = 250
+
+
+class nnUNetTrainerCAML_noCMA(nnUNetTrainerCAML):
+    """Ablation: A without cross-sample mutual attention."""
+
+    attention = False
+
+
+class nnUNetTrainerCAML_noOCC(nnUNetTrainerCAML):
+    """Ablation: without omni-correlation consistency (and so without memory)."""
+
+    lambda_o = 0.0
+
+
+class nnUNetTrainerCAML_noCMA_noOCC(nnUNetTrainerCAML):
+    """Ablation: mutual learning of the two networks only."""
+
+    attention = False
+    lambda_o = 0.0
+
+
+class nnUNetTrainerCAML_sharedEncoder(nnUNetTrainerCAML):
+    """One shared encoder and two decoders: less memory and time than two networks."""
+
+    share_encoder = True
