@@ -4,9 +4,9 @@
 heads, memory, their optimiser and the state of the random number generators, as plain tensors. It is a file of its own so
 that prediction reads not a byte more than with stock nnU-Net.
 
-Both are written under temporary names and moved into place, companion first; older companions are removed last. The companion's name
-carries the epoch that nnU-Net's checkpoint resumes at, so at every moment the checkpoint on disk has its companion on
-disk, whenever the run is killed.
+Both are written under temporary names and moved into place, companion first; older companions are removed last. The
+companion's name carries the epoch that nnU-Net's checkpoint resumes at, so at every moment the checkpoint on disk has its
+companion on disk, whenever the run is killed.
 """
 
 import random

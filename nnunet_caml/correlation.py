@@ -5,12 +5,14 @@ row* per voxel, a distribution over the memory). The two descriptions have to ag
 tensors; it knows neither where the memory comes from (:mod:`nnunet_caml.memory`) nor the heads
 (:mod:`nnunet_caml.heads`).
 
-All shapes are fixed by the configuration and what is not there is masked out, so that nothing has to be copied to the
-host to learn how many voxels or memory entries there are.
+On a GPU all shapes are fixed by the configuration and what is not there is masked out, so that nothing has to be copied
+to the host to learn how many voxels or memory entries there are.
 
 What the paper does not speak of, and what is done here:
 
-- *Several classes*: memory and voxel selection work per class; cost is linear in the classes.
+- *Several classes*: memory and voxel selection work per class. With 12800 voxels and 256 memory entries for each class the
+  cost would grow with the square of the classes, so the voxels of all classes together are bounded by what the paper has
+  with its two (``max_filtered`` of the trainer) and the cost is linear.
 - *Regions*: classes are those of the label map that nnU-Net makes of the regions at inference
   (:class:`nnunet_caml.labels.LabelSpace`), background included.
 - *Ignore label*: voxels with it never enter the memory. OCC itself only looks at unlabelled patches.
@@ -18,7 +20,7 @@ What the paper does not speak of, and what is done here:
   agreeing voxels through the heads and chooses afterwards, so its BatchNorm sees more voxels of the same batch.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +35,11 @@ class Selection(NamedTuple):
     """Voxels chosen for OCC.
 
     Attributes:
-        index: ``(K * n,)``, positions in the flattened voxels.
+        positions: ``(K * n,)``, positions in the flattened voxels.
         valid: ``(K * n,)`` bool; entries that are ``False`` are fillers and count for nothing.
     """
 
-    index: Tensor
+    positions: Tensor
     valid: Tensor
 
 
@@ -54,7 +56,7 @@ def select_voxels(agree: Tensor, predicted: Tensor, confidence: Tensor, num_clas
         num_filtered: Most voxels to keep per class; the paper's 12800.
 
     Returns:
-        A :class:`Selection` with ``n = min(num_filtered, N)`` entries per class.
+        A :class:`Selection` with ``n = min(num_filtered, N)`` entries per class; on a CPU without fillers.
     """
     n = min(num_filtered, predicted.numel())
     indices, valids = [], []
@@ -63,7 +65,17 @@ def select_voxels(agree: Tensor, predicted: Tensor, confidence: Tensor, num_clas
         value, index = confidence.masked_fill(~candidates, -1.0).topk(n, sorted=False)
         indices.append(index)
         valids.append((value >= 0) & (candidates.sum() >= 2))
-    return Selection(torch.cat(indices), torch.cat(valids))
+    selection = Selection(torch.cat(indices), torch.cat(valids))
+    if predicted.device.type == "cpu":
+        # Fillers only spare a GPU the wait for a count. Here they would just be work.
+        return Selection(selection.positions[selection.valid], selection.valid[selection.valid])
+    return selection
+
+
+def check_similarity(similarity: str) -> None:
+    """Raises ``ValueError`` unless ``similarity`` is one of :data:`SIMILARITIES`."""
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
 
 
 def correlation_logits(
@@ -84,12 +96,51 @@ def correlation_logits(
     Raises:
         ValueError: If ``similarity`` is not one of :data:`SIMILARITIES`.
     """
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
-    features, memory = at_least_float32(features), at_least_float32(memory)
+    check_similarity(similarity)
     if similarity == "cosine":
-        features, memory = F.normalize(features, dim=1), F.normalize(memory, dim=1)
-    return (features @ memory.T / temperature).masked_fill(~memory_valid, float("-inf"))
+        features, memory = F.normalize(at_least_float32(features), dim=1), F.normalize(at_least_float32(memory), dim=1)
+    return F.linear(at_least_float32(features) / temperature, at_least_float32(memory), missing(memory, memory_valid))
+
+
+def missing(memory: Tensor, memory_valid: Tensor) -> Tensor:
+    """``(M,)`` to add to similarities: 0 where there is a memory, ``-inf`` where there is none."""
+    bias = torch.zeros(len(memory), dtype=at_least_float32(memory[:0]).dtype, device=memory.device)
+    return bias.masked_fill(~memory_valid, float("-inf"))
+
+
+class _RowCrossEntropy(torch.autograd.Function):
+    """Sum over rows of ``-sum_j corr_a[j] log(corr_v[j] + 1e-8)``, with the gradients worked out on the way.
+
+    Similarities of all voxels to the whole memory are by far the largest tensors of OCC (gigabytes with many classes) and
+    autograd would keep half a dozen of them. Here only ``CHUNK`` rows exist at a time, and each is passed over once.
+    """
+
+    CHUNK = 1024
+
+    @staticmethod
+    def forward(ctx: Any, f_v: Tensor, f_a: Tensor, weight: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        """``f_v`` and ``f_a`` are ``(N, D)`` over the temperature, ``weight`` is ``(N, 1)``, ``bias`` as of :func:`missing`."""
+        grad_v, grad_a = torch.empty_like(f_v), torch.empty_like(f_a)
+        total = f_v.new_zeros(())
+        for start in range(0, len(f_v), _RowCrossEntropy.CHUNK):
+            rows = slice(start, start + _RowCrossEntropy.CHUNK)
+            w = weight[rows]
+            q = F.linear(f_v[rows], memory, bias).softmax(1)
+            p = F.linear(f_a[rows], memory, bias).softmax(1)
+            h = (q + 1e-8).log_().neg_()  # d loss / d p
+            loss = (p * h).sum(1, keepdim=True)
+            total += (loss * w).sum()
+            g = p / (q + 1e-8)  # -d loss / d q
+            grad_v[rows] = (q * ((q * g).sum(1, keepdim=True) - g) * w) @ memory
+            grad_a[rows] = (p * (h - loss) * w) @ memory
+        ctx.save_for_backward(grad_v, grad_a)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for the embeddings only: the memory is never trained."""
+        grad_v, grad_a = ctx.saved_tensors
+        return grad_v * grads[0], grad_a * grads[0], None, None, None
 
 
 def occ_loss(
@@ -107,22 +158,26 @@ def occ_loss(
         features_v: ``(N, D)`` embeddings of the vanilla network, after its projection and prediction heads.
         features_a: ``(N, D)`` embeddings of the auxiliary network at the same voxels.
         valid: ``(N,)`` bool, which voxels count.
-        memory: ``(M, D)`` labelled embeddings of all classes together.
+        memory: ``(M, D)`` labelled embeddings of all classes together; no gradient flows to them.
         memory_valid: ``(M,)`` bool, which of them are there.
         temperature: See :func:`correlation_logits`.
         similarity: See :func:`correlation_logits`.
 
     Returns:
         A scalar, float32 or more precise; 0 with zero gradients if no voxel or no memory is valid.
+
+    Raises:
+        ValueError: If ``similarity`` is not one of :data:`SIMILARITIES`.
     """
+    check_similarity(similarity)
     with torch.autocast(features_v.device.type, enabled=False):
+        features_v, features_a, memory = (at_least_float32(x) for x in (features_v, features_a, memory))
+        if similarity == "cosine":
+            features_v, features_a, memory = (F.normalize(x, dim=1) for x in (features_v, features_a, memory))
         anything = memory_valid.any() & valid.any()
-        # With no memory at all every row would be a softmax over nothing: look at everything and multiply by zero.
-        memory_valid = memory_valid | ~anything
-        memory = torch.where(anything, memory, torch.zeros_like(memory))
-        corr_v = correlation_logits(features_v, memory, memory_valid, temperature, similarity).softmax(dim=1)
-        corr_a = correlation_logits(features_a, memory, memory_valid, temperature, similarity).softmax(dim=1)
-        per_voxel = -(corr_a * torch.log(corr_v + 1e-8)).sum(dim=1)
-        # Fillers are masked by `where`, not by a product, so that nothing non-finite in them can leak in.
-        per_voxel = torch.where(valid & anything, per_voxel, torch.zeros_like(per_voxel))
-        return per_voxel.sum() / valid.sum().clamp(min=1)
+        # With no memory at all every row would be a softmax over nothing: look at everything and weigh it by zero.
+        bias = missing(memory, memory_valid | ~anything)
+        weight = (valid & anything).to(features_v.dtype) / valid.sum().clamp(min=1)
+        return _RowCrossEntropy.apply(
+            features_v / temperature, features_a / temperature, weight.unsqueeze(1), memory.detach(), bias
+        )

@@ -17,7 +17,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     With all rows valid it equals its parent. With fewer than two, the running statistics stay as they are.
     """
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Normalises ``(N, C)``; ``valid`` is ``(N,)`` bool, all rows if ``None``. Invalid rows come out finite."""
         if not self.training or valid is None:
             return super().forward(x)
@@ -29,7 +29,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         with torch.no_grad():
             # nn.BatchNorm1d keeps the unbiased variance
             unbiased = variance * count / (count - 1).clamp(min=1)
-            momentum = torch.where(count > 1, self.momentum, 0.0)  # type: ignore[call-overload]
+            momentum = (count > 1).to(x.dtype) * (self.momentum or 0.0)
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None

@@ -7,6 +7,7 @@ background where no region is, and classes are positions in that order.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class LabelSpace:
     has_ignore: bool = False
 
     @classmethod
-    def from_label_manager(cls, label_manager) -> "LabelSpace":
+    def from_label_manager(cls, label_manager: Any) -> "LabelSpace":
         """From nnU-Net's own ``LabelManager``."""
         return cls(
             num_outputs=label_manager.num_segmentation_heads,

@@ -50,6 +50,7 @@ class MutualLearning(nn.Module):
         per_class: Embeddings drawn from the memory per class and step.
         max_rows_per_class: See :class:`MemoryBank`.
         num_filtered: Voxels per class that enter OCC.
+        max_filtered: Bound on the voxels of all classes together.
         temperature: Of the correlation rows.
         similarity: ``"dot"`` or ``"cosine"``.
     """
@@ -65,6 +66,7 @@ class MutualLearning(nn.Module):
         per_class: int = 256,
         max_rows_per_class: int = 65536,
         num_filtered: int = 12800,
+        max_filtered: int = 25600,
         temperature: float = 0.1,
         similarity: str = "dot",
     ) -> None:
@@ -75,6 +77,7 @@ class MutualLearning(nn.Module):
         self.memory = MemoryBank(cases, labels.num_classes, width, per_class, max_rows_per_class)
         self.labels = labels
         self.num_filtered = num_filtered
+        self.max_filtered = max_filtered
         self.temperature = temperature
         self.similarity = similarity
 
@@ -135,11 +138,11 @@ class MutualLearning(nn.Module):
             predicted_v.flatten(),
             confidence.flatten(),
             self.labels.num_classes,
-            self.num_filtered,
+            min(self.num_filtered, self.max_filtered // self.labels.num_classes),
         )
         with torch.autocast(features_v.device.type, enabled=False):
-            embedded_v = self.heads_v(voxel_features(features_v, selection.index), selection.valid)
-            embedded_a = self.heads_a(voxel_features(features_a, selection.index), selection.valid)
+            embedded_v = self.heads_v(voxel_features(features_v, selection.positions), selection.valid)
+            embedded_a = self.heads_a(voxel_features(features_a, selection.positions), selection.valid)
             return occ_loss(
                 embedded_v,
                 embedded_a,

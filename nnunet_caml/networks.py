@@ -155,10 +155,11 @@ class SharedEncoderAuxiliary(nn.Module):
         encoder: V's. Held without being registered: its parameters stay V's alone.
     """
 
-    def __init__(self, auxiliary: nn.Module, encoder: nn.Module) -> None:
+    def __init__(self, auxiliary: Any, encoder: nn.Module) -> None:
         super().__init__()
-        stages: Any = auxiliary.encoder.stages  # type: ignore[union-attr]
+        stages: Any = auxiliary.encoder.stages
         found = [(i, m) for i, s in enumerate(stages) for m in s.children() if isinstance(m, CrossSampleMutualAttention)]
+        self.attention: nn.Module
         self.stage, self.attention = found[0] if found else (len(stages) - 1, nn.Identity())
         self.decoder: Any = auxiliary.decoder
         self.decoder.encoder = None

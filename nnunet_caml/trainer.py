@@ -4,6 +4,7 @@ Glue only. The vanilla network V is ``self.network``, built, validated, saved an
 else is ``self.caml`` (:class:`nnunet_caml.learning.MutualLearning`).
 """
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
@@ -79,6 +80,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
     occ_temperature: float = 0.1
     #: most confident voxels per class that enter OCC
     num_filtered: int = 12800
+    #: bound on those of all classes together (ours: what the paper has with its two classes)
+    max_filtered: int = 25600
     #: embeddings drawn from the memory per class and step
     memory_per_class: int = 256
     #: bound on the stored embeddings of a class over all cases (ours; the released code keeps every voxel)
@@ -148,6 +151,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             per_class=self.memory_per_class,
             max_rows_per_class=self.memory_max_rows_per_class,
             num_filtered=self.num_filtered,
+            max_filtered=self.max_filtered,
             temperature=self.occ_temperature,
             similarity=self.occ_similarity,
         ).to(self.device)
@@ -184,7 +188,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
                 problem = error
         if self.is_ddp:
             # NCCL would give up after minutes; and all ranks have to stop when one does.
-            group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+            group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7))
             message = [None if problem is None else f"{type(problem).__name__}: {problem}"]
             dist.broadcast_object_list(message, 0, group=group)
             if problem is None and message[0] is not None:
@@ -207,7 +211,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
                 f"WARNING: no foreground in {len(empty)} labelled training case(s): {', '.join(empty)}. If they should "
                 f"have some, check their label files."
             )
-        done = preprocess(self.unlabeled, default_num_processes)
+        done = preprocess(self.unlabeled, min(default_num_processes, os.cpu_count() or 1))
         usable = self.unlabeled.usable_cases()
         if not usable:
             raise UnlabeledDataError(
@@ -304,8 +308,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         self.iteration += 1
         names = [*losses, "memory"]
         values = torch.stack([*(v.detach().float() for v in losses.values()), self.caml.memory.fill()])
-        values = torch.cat((values, counts.flatten())).cpu().numpy()  # the only wait for the device
-        return {**dict(zip(names, values, strict=False)), "agreement": values[len(names) :].reshape(counts.shape)}
+        numbers = torch.cat((values, counts.flatten())).cpu().numpy()  # the only wait for the device
+        return {**dict(zip(names, numbers, strict=False)), "agreement": numbers[len(names) :].reshape(counts.shape)}
 
     def losses(self, images: Tensor, target: Any, cases: list[str]) -> tuple[dict[str, Tensor], Tensor]:
         """All losses of one step, unweighted, and the agreement of V and A.

@@ -81,7 +81,7 @@ def test_oracle_occ(file):
     there = torch.tensor([f"memory_class{i}" in d for i in range(k)]).repeat_interleave(per_class)
     memory = torch.cat(blocks)
 
-    loss = occ_loss(v[selection.index], a[selection.index], selection.valid, memory, there, temperature)
+    loss = occ_loss(v[selection.positions], a[selection.positions], selection.valid, memory, there, temperature)
     assert_equal(loss, d["loss_occ"])
     loss.backward()
     zero = torch.zeros_like(v)
@@ -89,7 +89,7 @@ def test_oracle_occ(file):
     assert_equal(a.grad, d.get("grad_features_auxiliary", zero))
 
     if "correlation_vanilla" in d:
-        chosen = selection.index[selection.valid]
+        chosen = selection.positions[selection.valid]
         # the reference lists the voxels of a class in an order of its own: compare by class, sorted by row
         for name, features in (("vanilla", v), ("auxiliary", a)):
             rows = correlation_logits(features[chosen], memory, there, temperature).softmax(1)[:, there]
