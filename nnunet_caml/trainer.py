@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -39,6 +41,9 @@ from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, UnlabeledDataError, UnlabeledDataset
 
 __all__ = ["nnUNetTrainerCAML"]
+
+#: of nnUNetTrainer.do_split in nnU-Net 2.8.1
+NUM_FOLDS, SPLIT_SEED = 5, 12345
 
 
 class nnUNetTrainerCAML(nnUNetTrainer):
@@ -173,6 +178,26 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         return [self.caml.heads_v, self.caml.heads_a]
 
     # ---------------------------------------------------------------- data
+
+    def do_split(self) -> tuple:
+        """nnU-Net's split of the labelled cases. With fewer than its five folds, each case is a fold of its own.
+
+        Raises:
+            UnlabeledDataError: If a fold is asked for and there is a single labelled case.
+        """
+        splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if self.fold != "all" and not splits_file.is_file():
+            dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+            cases = sorted(dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+            if len(cases) == 1:
+                raise UnlabeledDataError(
+                    f"{cases[0]} is the only labelled case, which cannot be split into folds. Train fold `all`."
+                )
+            if len(cases) < NUM_FOLDS:
+                self.print_to_log_file(f"{len(cases)} labelled cases are split into {len(cases)} folds.")
+                splits = generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=len(cases))
+                save_json(splits, str(splits_file))
+        return super().do_split()
 
     def prepare_unlabeled(self) -> None:
         """Checks the data and preprocesses unlabelled cases that are not done yet; one rank does it, the others wait.

@@ -1,0 +1,32 @@
+"""Trainers with few iterations, in a folder of the user's own (`nnUNet_extTrainer`), as anyone would write them."""
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_caml.trainer import nnUNetTrainerCAML
+from nnunet_caml.variants import nnUNetTrainerCAML_sharedEncoder
+
+
+class Short:
+    """Two epochs of four iterations."""
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[call-arg]
+        self.num_epochs = 2
+        self.num_iterations_per_epoch = 4
+        self.num_val_iterations_per_epoch = 1
+        self.save_every = 1
+
+
+class nnUNetTrainerShort(Short, nnUNetTrainer):
+    pass
+
+
+class nnUNetTrainerCAMLShort(Short, nnUNetTrainerCAML):
+    pass
+
+
+class nnUNetTrainerCAMLShort_sharedEncoder(Short, nnUNetTrainerCAML_sharedEncoder):
+    pass
