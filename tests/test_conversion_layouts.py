@@ -175,10 +175,15 @@ def split_of(folder: Path) -> dict:
 
 
 def verify(folder: Path, monkeypatch) -> None:
-    """nnU-Net's own check, with threads in the place of its processes, which take seconds to start."""
+    """nnU-Net's own check, with threads in the place of its processes.
+
+    Some of those take seconds to start, and others are forked, which can hang in a process that has threads.
+    """
     from nnunetv2.experiment_planning import verify_dataset_integrity as module
+    from nnunetv2.utilities import utils
 
     with monkeypatch.context() as patch:
+        patch.setattr(utils, "Pool", ThreadPool)
         threads = SimpleNamespace(Pool=ThreadPool)
         patch.setattr(module, "multiprocessing", SimpleNamespace(get_context=lambda method: threads))
         module.verify_dataset_integrity(str(folder), 1)

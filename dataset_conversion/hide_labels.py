@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""Hides labels of a data set in nnU-Net's raw format, to learn how much the labels are worth.
+
+SOURCE is a folder DatasetXXX_Name with imagesTr, labelsTr and dataset.json. The cases that keep their label are drawn
+by lot, or listed; the others become unlabelled. Cases in imagesTs stay test cases, cases in imagesUn stay unlabelled.
+Files are copied as they are, in the format they have. With the same --seed and --test, fewer labels are a subset of
+more.
+"""
+
+import json
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Iterable
+from os.path import expandvars
+from pathlib import Path
+from typing import Any
+
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main
+
+REPLACED = ("name", "channel_names", "labels", "numTraining", "file_ending", "dataset", "licence", "reference")
+
+
+def description(source: Path) -> dict[str, Any]:
+    """The data set's own ``dataset.json``."""
+    path = source / "dataset.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("labels", "channel_names", "file_ending"):
+            content[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConversionError(
+            f"{path} is not the description of an nnU-Net v2 data set (labels, channel_names, file_ending): SOURCE "
+            "should be a folder DatasetXXX_Name with imagesTr, labelsTr and dataset.json."
+        ) from error
+    return content
+
+
+def dataset(source: Path, options: Namespace) -> Dataset:
+    """All that the data set says about itself."""
+    content = description(source)
+    try:
+        return Dataset(
+            name=source.resolve().name.partition("_")[2],
+            channel_names=[str(content["channel_names"][key]) for key in sorted(content["channel_names"], key=int)],
+            labels={
+                name: [int(v) for v in value] if isinstance(value, list) else int(value)
+                for name, value in content["labels"].items()
+            },
+            file_ending=content["file_ending"],
+            licence=str(content.get("licence", "")),
+            reference=str(content.get("reference", "")),
+            further={key: value for key, value in content.items() if key not in REPLACED},
+        )
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ConversionError(f"{source / 'dataset.json'} is not as nnU-Net describes it: {error}.") from error
+
+
+def find(source: Path, options: Namespace) -> Iterable[Case]:
+    """The cases of ``imagesTr`` (or of the list in ``dataset.json``), ``imagesTs`` and ``imagesUn``."""
+    content = description(source)
+    ending = content["file_ending"]
+    if "dataset" in content:  # nnU-Net's way of naming files in any place
+        for identifier, entry in content["dataset"].items():
+            yield Case(
+                identifier,
+                [source / expandvars(image) for image in entry["images"]],
+                source / expandvars(entry["label"]),
+            )
+    else:
+        if not (source / "imagesTr").is_dir():
+            raise ConversionError(f"{source} has no folder imagesTr: SOURCE should be a folder DatasetXXX_Name.")
+        for identifier, images in channel_files(source / "imagesTr", ending):
+            yield Case(identifier, images, source / "labelsTr" / f"{identifier}{ending}")
+    for identifier, images in channel_files(source / "imagesTs", ending):
+        label = source / "labelsTs" / f"{identifier}{ending}"
+        yield Case(identifier, images, label if label.exists() else None, test=True)
+    for identifier, images in channel_files(source / "imagesUn", ending):
+        yield Case(identifier, images)
+
+
+def channel_files(folder: Path, ending: str) -> Iterable[tuple[str, list[Path]]]:
+    """Every identifier in the folder with its files; none if there is no such folder."""
+    files = defaultdict(list)
+    for path in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
+        if not path.name.startswith("."):
+            files[path.name[: -len(ending) - len("_0000")]].append(path)
+    return files.items()
+
+
+if __name__ == "__main__":
+    main(find, dataset, argument_parser(__doc__))

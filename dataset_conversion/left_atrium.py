@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+"""Left Atrium (2018 Atrial Segmentation Challenge), as the challenge hands it out.
+
+SOURCE holds <case>/lgemri.nrrd and <case>/laendo.nrrd (0 and 255), directly or in folders such as "Training Set",
+and the lists train.list and test.list of the semi-supervised literature. The first cases of train.list are the labelled
+ones, its other cases the unlabelled ones, those of test.list the test cases.
+"""
+
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_images, main, read_list
+
+LABELED_HELP = (
+    "how many cases keep their label, in the order of train.list (default: 8, a tenth; the literature has 4, 8 and 16: "
+    "8 and 16 in UA-MT, Yu et al., MICCAI 2019; 4, 8 and 16 in CAML, Gao et al., arXiv:2307.06312)"
+)
+DATASET = Dataset(
+    name="LeftAtrium",
+    channel_names=["MRI"],
+    labels={"background": 0, "left atrium": 1},
+    label_map={0: 0, 255: 1},
+    ordered=True,
+    reference="2018 Atrial Segmentation Challenge, http://atriaseg2018.cardiacatlas.org",
+)
+
+
+def case_lists(folder: Path) -> list[tuple[str, bool]]:
+    """The identifiers of ``train.list`` and ``test.list`` in their order, each with whether it is a test case."""
+    for name in ("train.list", "test.list"):
+        if not (folder / name).is_file():
+            raise ConversionError(
+                f"{folder / name} does not exist: put the lists of the literature beside the cases (they come with "
+                "UA-MT, github.com/yulequan/UA-MT, folder data), or say with --lists where they are."
+            )
+    lists = ((False, read_list(folder / "train.list")), (True, read_list(folder / "test.list")))
+    return [(identifier, test) for test, identifiers in lists for identifier in identifiers]
+
+
+def find(source: Path, options: Namespace) -> Iterable[Case]:
+    """The cases of both lists."""
+    folders = {path.parent.name: path.parent for path in sorted(source.glob("*/*/lgemri.nrrd"))}
+    for identifier, test in case_lists(options.lists or source):
+        folder = folders.get(identifier, source / identifier)
+        yield Case(identifier, [folder / "lgemri.nrrd"], folder / "laendo.nrrd", test)
+
+
+def find_unlabeled(folder: Path) -> Iterable[Case]:
+    """More cases: folders as in SOURCE, or image files."""
+    found = [Case(path.parent.name, [path]) for path in sorted(folder.glob("*/lgemri.nrrd"))]
+    return found or find_images(folder)
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__, default_labeled=8, labeled_help=LABELED_HELP, draws_test=False)
+    parser.add_argument("--lists", type=Path, metavar="DIR", help="folder of train.list, test.list (default: SOURCE)")
+    main(find, DATASET, parser, find_unlabeled=find_unlabeled)

@@ -1,0 +1,237 @@
+"""What a converter finds in its source, and how the cases are split into labelled, unlabelled and test cases."""
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+
+from nnunet_caml.conversion.errors import ConversionError
+from nnunet_caml.conversion.reading import ending_of, read_image
+
+Reader = Callable[[Path], sitk.Image]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where the files of one case are.
+
+    Attributes:
+        identifier: nnU-Net's name of the case: the file names without channel number and ending.
+        images: One file for each channel in the order of ``Dataset.channel_names``; a 4-D file stands for all channels.
+        label: The segmentation, ``None`` if the case has none. It has to exist if it is named.
+        test: The source itself says that this is a test case.
+    """
+
+    identifier: str
+    images: Sequence[Path]
+    label: Path | None = None
+    test: bool = False
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What all cases have in common.
+
+    Attributes:
+        name: Goes into the folder's name, ``DatasetXXX_<name>``.
+        channel_names: As in nnU-Net, where ``"CT"`` chooses the normalisation for CT.
+        labels: Names and values as in nnU-Net: consecutive values from ``background`` 0, lists of values for regions.
+        label_map: Value in the data set for every value that the source's labels may hold; ``None`` if they stay.
+        read_image: Reads an image file. Has to be a function of a module (or a partial of one), because it is sent
+            to worker processes.
+        read_label: The same for labels.
+        file_ending: Of the data set's files.
+        ordered: The labelled cases are the first ones in the source's order instead of being drawn by lot.
+        licence: Of the data, for ``dataset.json``, like ``reference``, the data's origin.
+        further: More entries of ``dataset.json``.
+    """
+
+    name: str
+    channel_names: Sequence[str]
+    labels: Mapping[str, int | Sequence[int]]
+    label_map: Mapping[int, int] | None = None
+    read_image: Reader = read_image
+    read_label: Reader = read_image
+    file_ending: str = ".nii.gz"
+    ordered: bool = False
+    licence: str = ""
+    reference: str = ""
+    further: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+", self.name, re.ASCII):
+            raise ConversionError(
+                f"A data set's name consists of letters, digits, '_' and '-', got {self.name!r}: give one with --name."
+            )
+        if not self.channel_names:
+            raise ConversionError("A data set needs the name of at least one channel, got none.")
+        if self.values != list(range(len(self.values))) or len(self.values) < 2:
+            raise ConversionError(
+                f"nnU-Net wants labels with the consecutive values 0 (background), 1, 2, ..., got {dict(self.labels)}."
+            )
+        if not set(self.source_values.values()) <= set(self.values):
+            raise ConversionError(
+                f"label_map leads to {sorted(set(self.source_values.values()))}, but the labels are {self.values}."
+            )
+
+    @property
+    def values(self) -> list[int]:
+        """All label values of the data set, sorted."""
+        lists = ([value] if isinstance(value, int) else value for value in self.labels.values())
+        return sorted({int(value) for values in lists for value in values})
+
+    @property
+    def source_values(self) -> dict[int, int]:
+        """``label_map``, or the identity."""
+        return {value: value for value in self.values} if self.label_map is None else dict(self.label_map)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Identifiers of the cases of each kind, sorted; ``seed`` is ``None`` where nothing was drawn by lot."""
+
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    test: tuple[str, ...]
+    seed: int | None = None
+
+    def role(self, identifier: str) -> str:
+        """``"labeled"``, ``"unlabeled"`` or ``"test"``."""
+        return next(role for role in ("labeled", "unlabeled", "test") if identifier in getattr(self, role))
+
+
+def draw_split(
+    cases: Sequence[Case],
+    labeled: int | None,
+    *,
+    labeled_cases: Sequence[str] | None = None,
+    test: int = 0,
+    seed: int = 0,
+    ordered: bool = False,
+) -> Split:
+    """Decides which cases keep their label.
+
+    All candidates are shuffled once; the first ``test`` of them are held out and the next ``labeled`` keep their label.
+    So the test cases do not depend on ``labeled``, and with the same seed fewer labels are a subset of more. The order
+    depends on the seed and the set of identifiers only, on any machine.
+
+    Args:
+        cases: All cases found.
+        labeled: How many keep their label; ``None`` for all.
+        labeled_cases: Exactly those that keep it, instead of ``labeled``; they are never held out.
+        test: How many cases with a label to hold out, besides those that the source marks as test cases.
+        seed: Of the lot.
+        ordered: No lot: candidates come in the order given.
+
+    Raises:
+        ConversionError: Two cases share an identifier, a listed case is unknown or has no label, or more cases are
+            asked for than there are.
+    """
+    candidates = [case.identifier for case in cases if case.label is not None and not case.test]
+    check_identifiers(cases, labeled_cases or [], candidates)
+    if not ordered:
+        lot = random.Random(seed)
+        drawn = {identifier: lot.random() for identifier in sorted(candidates)}
+        candidates.sort(key=drawn.__getitem__)
+    kept = set(labeled_cases or [])
+    held_out = [identifier for identifier in candidates if identifier not in kept][:test]
+    rest = [identifier for identifier in candidates if identifier not in held_out]
+    if len(held_out) < test:
+        raise ConversionError(f"--test {test} asks for more cases than the {len(held_out)} that have a label to spare.")
+    if labeled_cases is None:
+        count = len(rest) if labeled is None else labeled
+        if not 0 < count <= len(rest):
+            raise ConversionError(
+                f"--labeled {count} is not possible: there are {len(rest)} cases with a label besides the test cases, "
+                f"so ask for 1 to {len(rest)}."
+                if rest
+                else "No case with a label is left besides the test cases: at least one labelled case is needed."
+            )
+        kept = set(rest[:count])
+    fixed = [case.identifier for case in cases if case.test]
+    everything_kept = labeled_cases is None and len(kept) == len(rest)
+    by_lot = not ordered and (test > 0 or (labeled_cases is None and not everything_kept))
+    return Split(
+        labeled=tuple(sorted(kept)),
+        unlabeled=tuple(sorted({case.identifier for case in cases} - kept - set(held_out) - set(fixed))),
+        test=tuple(sorted([*fixed, *held_out])),
+        seed=seed if by_lot else None,
+    )
+
+
+def check_identifiers(cases: Sequence[Case], listed: Sequence[str], candidates: Sequence[str]) -> None:
+    """Raises ConversionError for unusable or repeated identifiers, and for listed cases that cannot be labelled."""
+    if not cases:
+        raise ConversionError("No case was found: check that SOURCE is the folder that the documentation describes.")
+    for case in cases:
+        if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", case.identifier):
+            raise ConversionError(
+                f"{case.identifier!r} cannot name a case ({case.images[0]}): rename it without spaces and slashes, "
+                "and with no dot at the start."
+            )
+    files = defaultdict(list)
+    for case in cases:
+        files[case.identifier].append(str(case.images[0]))
+    for identifier, paths in files.items():
+        if len(paths) > 1:
+            raise ConversionError(f"Two cases are called {identifier}, {paths[0]} and {paths[1]}: rename one or take it away.")
+    for identifier in listed:
+        if identifier not in files:
+            raise ConversionError(f"The list of labelled cases names {identifier}, but the source has no such case.")
+        if identifier not in candidates:
+            raise ConversionError(
+                f"The list of labelled cases names {identifier}, which has no label or is a test case: take it out."
+            )
+
+
+def read_list(path: Path) -> list[str]:
+    """Reads case identifiers, one a line; empty lines and lines that start with ``#`` are skipped.
+
+    Raises:
+        ConversionError: The file is missing, no text, empty, or names a case twice.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{path} cannot be read: it should be a text file with one case identifier a line.") from error
+    identifiers = [line for line in lines if line and not line.startswith("#")]
+    if not identifiers:
+        raise ConversionError(f"{path} names no case: it should hold one case identifier a line.")
+    twice = [identifier for identifier, count in Counter(identifiers).items() if count > 1]
+    if twice:
+        raise ConversionError(f"{path} names {twice[0]} more than once: every case belongs there once.")
+    return identifiers
+
+
+def find_images(folder: Path, channels: int = 1) -> Iterable[Case]:
+    """Finds the images in a folder, as cases without a label.
+
+    Files are either named like nnU-Net's (``CASE_0000.nii.gz``, with all channels) or there is one file a case
+    (``CASE.nii.gz``). Hidden files and other kinds of files are skipped.
+
+    Raises:
+        ConversionError: There is no such folder or no image in it.
+    """
+    if not folder.is_dir():
+        raise ConversionError(f"{folder} is no folder: it should hold image files such as CASE_0000.nii.gz.")
+    files = [path for path in sorted(folder.iterdir()) if ending_of(path) and not path.name.startswith(".")]
+    if not files:
+        raise ConversionError(f"{folder} holds no image: files such as CASE_0000.nii.gz are expected there.")
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        groups[re.sub(r"_\d{4}$", "", _stem(path))].append(path)
+    numbered = [[f"{name}_{channel:04d}" for channel in range(channels)] for name in groups]
+    # "amos_0001" and "amos_0004" look like channels, too: only complete sets of channels count as such
+    if [[_stem(path) for path in paths] for paths in groups.values()] == numbered:
+        return [Case(name, paths) for name, paths in groups.items()]
+    return [Case(_stem(path), [path]) for path in files]
+
+
+def _stem(path: Path) -> str:
+    """The file name without its ending, which may consist of two parts."""
+    return path.name[: -len(ending_of(path))]

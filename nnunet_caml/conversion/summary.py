@@ -1,0 +1,79 @@
+"""What a conversion says at its end."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_caml.conversion.cases import Dataset
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of one case.
+
+    Attributes:
+        shape: Voxels ``(x, y, z)``.
+        spacing_mm: ``(x, y, z)``.
+        voxels: Number of voxels for each label value; empty without a label.
+        files: How many files were ``"linked"``, ``"copied"`` and ``"converted"``.
+    """
+
+    identifier: str
+    role: str
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    voxels: Mapping[int, int]
+    files: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a conversion did: where it is, one report for each case, and what was left out and why."""
+
+    folder: Path
+    dataset: Dataset
+    reports: Sequence[Report]
+    left_out: Mapping[str, str]
+    link: bool = False
+
+    def text(self) -> str:
+        """A few lines for the terminal."""
+        count = Counter(report.role for report in self.reports)
+        files = sum((Counter(report.files) for report in self.reports), Counter())
+        lines = [
+            f"{self.folder}: {count['labeled']} labelled, {count['unlabeled']} unlabelled, {count['test']} test cases",
+            f"  files    {', '.join(f'{number} {kind}' for kind, number in sorted(files.items()))}",
+            f"  shape    {_range([report.shape for report in self.reports])} voxels (x, y, z)",
+            f"  spacing  {_range([report.spacing_mm for report in self.reports])} mm",
+        ]
+        if self.link and files["converted"]:
+            lines.insert(2, f"           (the format of {files['converted']} files does not allow a link)")
+        labelled = [report for report in self.reports if report.role == "labeled"]
+        voxels = sum((Counter(report.voxels) for report in labelled), Counter())
+        names = {value: name for name, value in self.dataset.labels.items() if isinstance(value, int)}
+        for value in self.dataset.values:
+            share = voxels[value] / sum(voxels.values())
+            cases = sum(value in report.voxels for report in labelled)
+            name = f"label {value}  {names.get(value, '')}"
+            lines.append(f"  {name}: {voxels[value]} voxels, {share:.2%}, in {cases} labelled cases")
+        for identifier, reason in self.left_out.items():
+            lines.append(f"  left out {identifier}: {reason}")
+        number = int(self.folder.name[len("Dataset") :].split("_")[0])
+        return "\n".join(
+            [
+                *lines,
+                "Next:",
+                f"  nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres --verify_dataset_integrity",
+                f"  nnUNetv2_train {number} 3d_fullres 0 -tr nnUNetTrainerCAML",
+            ]
+        )
+
+
+def _range(vectors: Sequence[Sequence[float]]) -> str:
+    """``"1 x 1 x 2-3"`` for the ranges of each component."""
+    parts = []
+    for values in zip(*vectors, strict=False):
+        low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+        parts.append(low if low == high else f"{low}-{high}")
+    return " x ".join(parts)

@@ -1,0 +1,209 @@
+"""Writes a data set in nnU-Net's raw format."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import SimpleITK as sitk
+from tqdm import tqdm
+
+import nnunet_caml
+from nnunet_caml.conversion.cases import Case, Dataset, Split
+from nnunet_caml.conversion.errors import ConversionError
+from nnunet_caml.conversion.onecase import FOLDERS, Task, convert_or_explain, remove
+from nnunet_caml.conversion.reading import SUPPORTED, ending_of, read_image
+from nnunet_caml.conversion.summary import Report, Summary
+
+
+def convert(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    split: Split,
+    raw: Path,
+    dataset_id: int,
+    *,
+    link: bool = False,
+    overwrite: bool = False,
+    skip_broken: bool = False,
+    preview: bool = False,
+    processes: int = 8,
+    source: Path | None = None,
+    command: str = "",
+) -> Summary:
+    """Writes ``raw/DatasetXXX_<name>``, whole or not at all.
+
+    Args:
+        dataset: What the cases have in common.
+        cases: All cases, of every kind.
+        split: Which of them are labelled, unlabelled and test cases.
+        raw: nnU-Net's folder of raw data sets, ``$nnUNet_raw``.
+        dataset_id: 1 to 999.
+        link: Link files that need no conversion instead of copying them.
+        overwrite: Replace the data set if it is there.
+        skip_broken: Leave out cases that cannot be converted instead of giving up.
+        preview: Write ``preview.png``.
+        processes: Worker processes; 1 works in this process.
+        source: The source folder, which must not lie in a data set that gets replaced.
+        command: For ``split.json``.
+
+    Raises:
+        ConversionError: The data set exists and is not to be overwritten, its id is taken, or a case is broken.
+    """
+    target = target_folder(raw, dataset_id, dataset.name, overwrite)
+    if source is not None and target.resolve() in [source.resolve(), *source.resolve().parents]:
+        raise ConversionError(f"{target} would replace its own source: use another --dataset-id or --name.")
+    ending = _common_ending(dataset, cases, split) if link else dataset.file_ending
+    dataset = replace(dataset, file_ending=ending)
+    with _whole_or_not_at_all(target) as folder:
+        tasks = [Task(case, split.role(case.identifier), dataset, folder, link) for case in cases]
+        reports, left_out = _run(tasks, processes, skip_broken)
+        left = {role: sorted(report.identifier for report in reports if report.role == role) for role in FOLDERS}
+        if not left["labeled"]:
+            raise ConversionError("No labelled case is left: " + " ".join(dict.fromkeys(left_out.values())))
+        write_json(folder / "dataset.json", _dataset_json(dataset, len(left["labeled"])))
+        write_json(
+            folder / "split.json",
+            {
+                **left,
+                **({"left_out": sorted(left_out)} if left_out else {}),
+                "seed": split.seed,
+                "command": command,
+                "version": nnunet_caml.__version__,
+            },
+        )
+        if preview:
+            from nnunet_caml.conversion.preview import write_preview  # matplotlib takes a second to import
+
+            write_preview(folder, dataset.file_ending, left, folder / "preview.png")
+    return Summary(target, dataset, reports, left_out, link)
+
+
+def _common_ending(dataset: Dataset, cases: Sequence[Case], split: Split) -> str:
+    """The ending that all source files share if nnU-Net reads it, else the data set's own."""
+    if dataset.read_image is not read_image or dataset.read_label is not read_image:
+        return dataset.file_ending
+    files = [path for case in cases for path in case.images]
+    files += [case.label for case in cases if case.label and split.role(case.identifier) != "unlabeled"]
+    endings = {ending_of(path) for path in files}
+    return endings.pop() if len(endings) == 1 and endings <= set(SUPPORTED) else dataset.file_ending
+
+
+def target_folder(raw: Path, dataset_id: int, name: str, overwrite: bool) -> Path:
+    """``raw/DatasetXXX_<name>``, if it may be written.
+
+    Raises:
+        ConversionError: The number is out of range, taken by another name, or the data set exists already.
+    """
+    if not 1 <= dataset_id <= 999:
+        raise ConversionError(f"--dataset-id has to be from 1 to 999, got {dataset_id}.")
+    target = raw / f"Dataset{dataset_id:03d}_{name}"
+    # nnU-Net looks a number up in all three of its folders and refuses it if the names differ
+    others = (os.environ.get(variable) for variable in ("nnUNet_preprocessed", "nnUNet_results"))
+    folders = [raw, *(Path(other) for other in others if other)]
+    for other in (path for folder in folders for path in sorted(folder.glob(f"Dataset{dataset_id:03d}_*"))):
+        if other.name != target.name:
+            raise ConversionError(f"--dataset-id {dataset_id} is taken by {other}: use another number or take it away.")
+    if target.exists() and not overwrite:
+        raise ConversionError(f"{target} exists already: add --overwrite to replace it, or use another --dataset-id.")
+    return target
+
+
+@contextmanager
+def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
+    """Gives a hidden folder beside ``target`` that takes its place at the end, or is removed after an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    if old.exists() and not target.exists():  # killed between the two renames below
+        old.rename(target)
+    for rest in (partial, old):  # of a run that was killed
+        shutil.rmtree(rest, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            target.rename(old)
+        try:
+            partial.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:  # a full disk, missing rights
+        raise ConversionError(f"{target} could not be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _run(tasks: Sequence[Task], processes: int, skip_broken: bool) -> tuple[list[Report], dict[str, str]]:
+    """Converts all cases; returns reports in the order of the tasks and the reason for each case left out."""
+    for folder in sorted({task.folder / name for task in tasks for name in FOLDERS[task.role] if name}):
+        folder.mkdir(exist_ok=True)
+    reports: dict[str, Report] = {}
+    left_out: dict[str, str] = {}
+    with tqdm(total=len(tasks), desc="Converting", unit="case", disable=None) as bar:
+        for task, outcome in _outcomes(tasks, min(processes, len(tasks))):
+            bar.update()
+            if isinstance(outcome, Report):
+                reports[task.case.identifier] = outcome
+            elif skip_broken:
+                left_out[task.case.identifier] = outcome
+                remove(task)
+            else:
+                raise ConversionError(outcome)
+    order = [task.case.identifier for task in tasks]
+    for name in {task.folder / name for task in tasks for name in FOLDERS[task.role] if name}:
+        if not any(name.iterdir()):  # all its cases were left out, or test cases without labels
+            name.rmdir()
+    return [reports[key] for key in order if key in reports], {key: left_out[key] for key in order if key in left_out}
+
+
+def _outcomes(tasks: Sequence[Task], processes: int) -> Iterator[tuple[Task, Report | str]]:
+    """Yields every task with its report or error sentence, as they get done."""
+    if processes <= 1:
+        yield from ((task, convert_or_explain(task)) for task in tasks)
+        return
+    # "spawn" everywhere: forking a process that has ITK's threads can hang
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
+    try:
+        futures = {pool.submit(convert_or_explain, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise ConversionError(
+            "A worker process died, probably because the memory was used up: try again with fewer processes (-np)."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one tidies up
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _dataset_json(dataset: Dataset, labeled: int) -> dict[str, object]:
+    known = {"reference": dataset.reference, "licence": dataset.licence}
+    return {
+        "name": dataset.name,
+        **{key: value for key, value in known.items() if value},
+        **dataset.further,
+        "channel_names": {str(number): name for number, name in enumerate(dataset.channel_names)},
+        "labels": {name: value if isinstance(value, int) else list(value) for name, value in dataset.labels.items()},
+        "numTraining": labeled,
+        "file_ending": dataset.file_ending,
+    }
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Writes indented JSON."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
