@@ -11,8 +11,8 @@ import platform
 import random
 import shutil
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from io import StringIO
@@ -23,6 +23,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
+from nnunet_caml.conversion.integrity import damage
 from nnunet_caml.unlabeled import (
     STATE_FOLDER,
     CaseState,
@@ -36,12 +37,13 @@ TEMPORARY_PREFIX = "tmp-"
 
 
 def check_files(case: str, files: Sequence[Path]) -> None:
-    """Raises :class:`UnlabeledDataError` if a raw file of a case is missing or empty."""
+    """Raises :class:`UnlabeledDataError` if a raw file of a case is missing, empty, truncated or damaged."""
     for file in files:
         if not file.is_file():
             raise UnlabeledDataError(f"{file} of unlabelled case {case} does not exist. Add it or remove the case.")
-        if file.stat().st_size == 0:
-            raise UnlabeledDataError(f"{file} of unlabelled case {case} is empty. Replace it or remove the case.")
+        # ITK reads many a truncated file without an error.
+        if reason := damage(file):
+            raise UnlabeledDataError(f"{file} of unlabelled case {case} {reason}. Replace it or remove the case.")
 
 
 def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) -> None:
@@ -197,14 +199,34 @@ def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: 
     # Runs at the same time begin at different cases and so share the work.
     start = random.Random(os.getpid()).randrange(len(todo))
     order = todo[start:] + todo[:start]
+    bar = tqdm(total=len(order), desc="Preprocessing unlabelled cases", unit="case")
     problems: dict[str, str] = {}
-    pool = ProcessPoolExecutor(min(processes, len(todo)), mp_context=get_context("spawn"))
+    with bar:
+        for case, problem in finished_cases(dataset, order, min(processes, len(todo))):
+            bar.update()
+            if problem is not None:
+                problems[case] = problem
+    if problems:
+        lines = "\n".join(f"  - {problems[case]}" for case in sorted(problems))
+        raise UnlabeledDataError(
+            f"{len(problems)} of {len(todo)} unlabelled cases cannot be used; the others are preprocessed:\n{lines}"
+        )
+    return len(todo)
+
+
+def finished_cases(
+    dataset: UnlabeledDataset, cases: Sequence[tuple[str, list[Path]]], processes: int
+) -> Iterator[tuple[str, str | None]]:
+    """Preprocesses cases and yields each with what :func:`preprocess_case` returns, in the order they are finished."""
+    if processes == 1:  # here and now: a worker takes longer to start than many a case
+        for case, files in cases:
+            yield case, preprocess_case(dataset, case, files)
+        return
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     try:
-        pending: dict[Future, str] = {pool.submit(preprocess_case, dataset, case, files): case for case, files in order}
-        bar = tqdm(as_completed(pending), total=len(pending), desc="Preprocessing unlabelled cases", unit="case")
-        for future in bar:
-            if (problem := future.result()) is not None:
-                problems[pending[future]] = problem
+        pending = {pool.submit(preprocess_case, dataset, case, files): case for case, files in cases}
+        for future in as_completed(pending):
+            yield pending[future], future.result()
     except BrokenProcessPool:
         raise RuntimeError(
             f"A worker process died while preprocessing unlabelled cases, most likely because memory ran out with "
@@ -212,9 +234,3 @@ def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: 
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    if problems:
-        lines = "\n".join(f"  - {problems[case]}" for case in sorted(problems))
-        raise UnlabeledDataError(
-            f"{len(problems)} of {len(todo)} unlabelled cases cannot be used; the others are preprocessed:\n{lines}"
-        )
-    return len(todo)

@@ -88,8 +88,8 @@ class Workspace:
             "nnUNet_extTrainer": str(TRAINERS),
             "nnUNet_n_proc_DA": "0",
             "nnUNet_def_n_proc": "1",
-            # nnU-Net takes all cores on a CPU; threads that wait for a busy core cost far more than they gain here
-            "OMP_THREAD_LIMIT": "1",
+            # nnU-Net takes all cores on a CPU; where they are busy, threads that wait should not take what is left
+            "OMP_WAIT_POLICY": "passive",
         }
 
     def start(self, *command: object, variables: dict[str, str] | None = None) -> subprocess.Popen:
