@@ -19,6 +19,7 @@ from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 
+import nibabel
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
@@ -92,7 +93,7 @@ def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) ->
                     f"The channels of unlabelled case {case} differ in their {key}: {first} in {files[0].name}, "
                     f"{here} in {file.name}. Resample them to one grid or remove the case."
                 )
-        if not np.isfinite(data).all():
+        if not np.isfinite(data).all() or not finite_in_file(file):
             raise UnlabeledDataError(f"{file} of unlabelled case {case} has NaN or infinite voxels. {way_out}")
         if len(dataset.configuration_manager.patch_size) == 3 and min(data.shape[1:]) == 1:
             raise UnlabeledDataError(
@@ -101,6 +102,14 @@ def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) ->
             )
     if not any(data.any() for data, _ in single):
         raise UnlabeledDataError(f"Unlabelled case {case} ({files[0]}) is zero everywhere. {way_out}")
+
+
+def finite_in_file(file: Path) -> bool:
+    """Whether a NIfTI file has finite voxels only; ITK reads others as 0, so its images do not tell."""
+    if not file.name.endswith((".nii", ".nii.gz")):
+        return True
+    image = nibabel.load(file)
+    return image.get_data_dtype().kind != "f" or bool(np.isfinite(np.asanyarray(image.dataobj)).all())  # type: ignore[attr-defined]
 
 
 def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> str | None:

@@ -1,0 +1,62 @@
+"""Sharpening, mutual consistency and ramp-up."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_caml.consistency import consistency_loss, rampup, sharpen
+
+logits = st.tuples(st.integers(1, 3), st.integers(2, 5), st.integers(1, 5), st.integers(1, 5)).map(
+    lambda s: torch.randn(s, dtype=torch.float64) * 3
+)
+
+
+@given(logits, st.floats(0.05, 1))
+@settings(max_examples=30, deadline=None)
+def test_sharpening_sums_to_one_and_is_the_formula(x, temperature):
+    p = x.softmax(1) ** (1 / temperature)
+    torch.testing.assert_close(sharpen(x, temperature), p / p.sum(1, keepdim=True))
+    torch.testing.assert_close(sharpen(x, temperature).sum(1), torch.ones_like(x[:, 0]))
+
+
+@given(st.integers(1, 4), st.floats(0.05, 1))
+@settings(max_examples=30, deadline=None)
+def test_two_classes_and_regions_are_the_two_class_formula(size, temperature):
+    x = torch.randn(2, 2, size, size, dtype=torch.float64)
+    for p, sharpened in (
+        (x.softmax(1), sharpen(x, temperature)),
+        (x.sigmoid(), sharpen(x, temperature, regions=True)),
+    ):
+        power, rest = p ** (1 / temperature), (1 - p) ** (1 / temperature)
+        torch.testing.assert_close(sharpened, power / (power + rest))
+
+
+def test_finite_where_probabilities_are_zero_and_one():
+    x = torch.tensor([[[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]]).transpose(0, 1).requires_grad_()
+    for regions in (False, True):
+        loss = consistency_loss(x, x.flip(1), regions=regions)
+        loss.backward()
+        assert loss.isfinite()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+
+
+def test_half_precision_is_computed_in_float32():
+    x = torch.randn(1, 3, 4, 4).half()
+    assert sharpen(x).dtype == torch.float32
+    assert consistency_loss(x, x.flip(1)).dtype == torch.float32
+
+
+def test_detached_target_stops_the_gradient_of_that_side():
+    v, a = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64).unbind(0)
+    v.requires_grad_()
+    consistency_loss(v, a, detach_target=True).backward()
+    w = v.detach().clone().requires_grad_()
+    (w.softmax(1) - sharpen(a)).square().mean().backward()
+    torch.testing.assert_close(v.grad, w.grad)
+
+
+def test_ramp_up_is_over_at_its_length():
+    assert rampup(0, 0) == 1
+    assert rampup(5, 5) == 1
+    assert 0 < rampup(0, 10) < rampup(5, 10) < 1

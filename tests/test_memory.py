@@ -1,0 +1,93 @@
+"""The bounded memory bank draws as one that keeps every voxel would."""
+
+import pytest
+import torch
+from scipy import stats
+
+from nnunet_caml.memory import MemoryBank, random_correct_voxels, uniform_order_statistics
+
+
+def test_order_statistics_are_those_of_uniform_numbers():
+    """Kolmogorov-Smirnov of the 1st, 2nd and 5th of 9; wrong alarm with probability 1e-3 each, with a fixed seed."""
+    torch.manual_seed(0)
+    drawn = uniform_order_statistics(torch.full((4000,), 9), 5).exp().double()
+    assert (drawn.diff(dim=1) < 0).all()
+    for i in (0, 1, 4):
+        assert stats.kstest(drawn[:, i].numpy(), stats.beta(9 - i, i + 1).cdf).pvalue > 1e-3
+    assert (uniform_order_statistics(torch.tensor([2, 0]), 3) == float("-inf")).tolist() == [
+        [False, False, True],
+        [True, True, True],
+    ]
+
+
+def test_sample_is_distributed_as_from_every_voxel():
+    """Three cases with 5, 50 and 500 voxels of one class; 16 are drawn each time.
+
+    From a bank with every voxel, the number drawn from a case is hypergeometric. Here each case stores at most 16 voxels. Chi-square
+    over 3000 draws; wrong alarm with probability 1e-3 per case.
+    """
+    torch.manual_seed(1)
+    counts, per_class, draws = [5, 50, 500], 16, 3000
+    bank = MemoryBank(["a", "b", "c"], 1, width=2, per_class=per_class)
+    assert bank.slots == per_class
+    drawn: list[list[int]] = [[], [], []]
+    for _ in range(draws):
+        for case, n in enumerate(counts):
+            positions, count = random_correct_voxels(torch.ones(n).bool(), torch.zeros(n).long(), 1, bank.slots)
+            embeddings = torch.stack([torch.full_like(positions, case), positions], -1).float()
+            bank.write("abc"[case], embeddings, count)
+        sample = bank.sample()
+        assert sample.valid.all()
+        # without replacement: all different
+        assert len({tuple(e) for e in sample.embeddings.tolist()}) == per_class
+        for case in range(3):
+            drawn[case].append(int((sample.embeddings[:, 0] == case).sum()))
+    for case, n in enumerate(counts):
+        expected = stats.hypergeom(sum(counts), n, per_class).pmf(range(per_class + 1)) * draws
+        observed = torch.tensor(drawn[case]).bincount(minlength=per_class + 1).numpy()
+        # merge what is rarely expected into one bin
+        common = expected >= 5
+        e = [*expected[common], max(expected[~common].sum(), 1e-9)]
+        o = [*observed[common], observed[~common].sum()]
+        assert stats.chisquare(o, [x * sum(o) / sum(e) for x in e]).pvalue > 1e-3
+
+
+def test_every_voxel_of_a_case_is_equally_likely():
+    """Uniform over the 40 voxels of a case of which 8 are stored at a time; wrong alarm with probability 1e-3."""
+    torch.manual_seed(2)
+    bank = MemoryBank(["a"], 1, width=1, per_class=8)
+    hits = torch.zeros(40)
+    for _ in range(3000):
+        positions, count = random_correct_voxels(torch.ones(40).bool(), torch.zeros(40).long(), 1, bank.slots)
+        bank.write("a", positions.unsqueeze(-1).float(), count)
+        hits[bank.sample().embeddings[:, 0].long()] += 1
+    assert stats.chisquare(hits.numpy()).pvalue > 1e-3
+
+
+def test_a_class_below_the_number_to_draw_has_no_memory_and_a_visit_overwrites():
+    bank = MemoryBank(["a", "b"], 2, width=1, per_class=4)
+    bank.write("a", torch.ones(2, 4, 1), torch.tensor([9, 3]))
+    assert bank.sample().valid.tolist() == [True] * 4 + [False] * 4
+    assert bank.fill().item() == 0.5
+    bank.write("b", 2 * torch.ones(2, 1, 1), torch.tensor([0, 1]))
+    sample = bank.sample()
+    assert sample.valid.all()
+    assert sorted(sample.embeddings[4:, 0].tolist()) == [1, 1, 1, 2]
+    bank.write("a", torch.ones(2, 4, 1), torch.tensor([0, 0]))
+    assert not bank.sample().valid.any()
+
+
+@pytest.mark.parametrize("cases", [1, 8, 1000, 100_000])
+def test_size_is_bounded(cases):
+    bank = MemoryBank([str(i) for i in range(cases)], 2)
+    assert bank.embeddings.shape[0] * bank.slots <= max(65536, cases)
+    assert bank.slots <= 256
+
+
+def test_correct_voxels_only():
+    target = torch.tensor([0, 0, 1, 1, 1])
+    correct = torch.tensor([1, 0, 1, 1, 0]).bool()
+    positions, counts = random_correct_voxels(correct, target, 3, 4)
+    assert counts.tolist() == [1, 2, 0]
+    assert positions[0, 0] == 0
+    assert sorted(positions[1, :2].tolist()) == [2, 3]

@@ -1,0 +1,143 @@
+"""The auxiliary network, from the plans of every kind of U-Net that nnU-Net makes."""
+
+import copy
+
+import pytest
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+
+from nnunet_caml.attention import CrossSampleMutualAttention
+from nnunet_caml.networks import (
+    FeatureTap,
+    InterpolatingUpsample,
+    SharedEncoderAuxiliary,
+    attention_stage,
+    copy_matching,
+    make_auxiliary,
+    require_unet,
+)
+
+ANISOTROPIC = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 1]]
+
+
+def network(kind: str = "PlainConvUNet", dim: int = 3, strides: list | None = None) -> nn.Module:
+    strides = strides or [[1] * dim, [2] * dim, [2] * dim, [2] * dim, [2] * dim]
+    n = len(strides)
+    blocks = "n_conv_per_stage" if kind == "PlainConvUNet" else "n_blocks_per_stage"
+    kwargs = {
+        "n_stages": n,
+        "features_per_stage": [4 * 2**i for i in range(n)],
+        "conv_op": f"torch.nn.Conv{dim}d",
+        "kernel_sizes": [[3] * dim] * n,
+        "strides": strides,
+        blocks: [1] * n,
+        "n_conv_per_stage_decoder": [1] * (n - 1),
+        "conv_bias": True,
+        "norm_op": f"torch.nn.InstanceNorm{dim}d",
+        "norm_op_kwargs": {"affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    name = f"dynamic_network_architectures.architectures.unet.{kind}"
+    return get_network_from_plans(name, kwargs, ["conv_op", "norm_op", "nonlin"], 2, 3, deep_supervision=True)
+
+
+KINDS = [
+    ("PlainConvUNet", 3, None),
+    ("PlainConvUNet", 2, None),
+    ("ResidualEncoderUNet", 3, None),
+    ("ResidualEncoderUNet", 2, None),
+    ("PlainConvUNet", 3, ANISOTROPIC),
+]
+
+
+@pytest.mark.parametrize(("kind", "dim", "strides"), KINDS)
+def test_auxiliary_has_the_outputs_of_the_plans_network(kind, dim, strides):
+    v = network(kind, dim, strides)
+    a = make_auxiliary(network(kind, dim, strides), 4, 0.5, True, 8.0)
+    x = torch.randn(3, 2, *[32] * dim)
+    for u, w in zip(v(x), a(x), strict=True):
+        assert u.shape == w.shape
+    assert sum(isinstance(m, CrossSampleMutualAttention) for m in a.modules()) == 1
+    assert not any(isinstance(m, nn.ConvTranspose2d | nn.ConvTranspose3d) for m in a.modules())
+    sum(o.sum() for o in a(x)).backward()
+    assert all(p.grad is not None for p in a.parameters())
+    # CMA feeds the skip connection as well as the next stage
+    skips = a.encoder(x)
+    stage = next(i for i, s in enumerate(a.encoder.stages) if isinstance([*s.children()][-1], CrossSampleMutualAttention))
+    assert torch.allclose(skips[stage].transpose(1, -1).std(-1), torch.ones(()), atol=0.1)  # LayerNorm came last
+
+
+def test_evaluation_has_no_cross_talk_between_samples():
+    a = make_auxiliary(network(), 4, 0.5, True, 8.0).eval()
+    x = torch.randn(2, 2, 32, 32, 32)
+    torch.testing.assert_close(a(x)[0][:1], a(x[:1])[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("strides", "stage"),
+    [
+        ([[1] * 3] + [[2] * 3] * 4, 3),  # V-Net's: the 4th of 5
+        ([[1] * 3] + [[2] * 3] * 2, 2),  # nothing as deep: the deepest
+        ([[1, 1]] + [[2, 2]] * 6, 3),
+        ([[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]], 4),  # 7 halvings at stage 3, 10 at 4: 9 wanted
+        ([[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]], 4),  # 8 at stage 3, 10 at 4: the deeper
+    ],
+)
+def test_attention_stage_by_token_count(strides, stage):
+    assert attention_stage(strides) == stage
+
+
+def test_convolution_before_interpolation_equals_after():
+    up = InterpolatingUpsample(nn.Conv3d, 4, 3, [2, 1, 3], bias=True).double()
+    x = torch.randn(2, 4, 3, 4, 5, dtype=torch.float64)
+    after = up.conv(nn.functional.interpolate(x, scale_factor=up.scale, mode="trilinear"))
+    torch.testing.assert_close(up(x), after)
+    assert up(x).shape == (2, 3, 6, 4, 15)
+
+
+def test_tap_gives_the_last_decoder_features_once_and_only_in_training():
+    v = network()
+    tap = FeatureTap(v, skips=True)
+    x = torch.randn(2, 2, 32, 32, 32)
+    logits = v(x)[0]
+    features = tap.take()
+    layer = v.decoder.seg_layers[-1]
+    torch.testing.assert_close(nn.functional.conv3d(features, layer.weight, layer.bias), logits)
+    assert [s.shape[1] for s in tap.take_skips()] == [4, 8, 16, 32, 64]
+    v.eval()
+    v(x)
+    with pytest.raises(AssertionError):
+        tap.take()
+    assert set(v.state_dict()) == set(network().state_dict())
+
+
+def test_shared_encoder_uses_the_vanilla_one():
+    v = network()
+    tap = FeatureTap(v, skips=True)
+    a = SharedEncoderAuxiliary(make_auxiliary(network(), 4, 0.0, True, 8.0), v.encoder)
+    v(torch.randn(2, 2, 32, 32, 32))
+    outputs = a(tap.take_skips())
+    assert [o.shape[2] for o in outputs] == [32, 16, 8, 4]
+    assert not {id(p) for p in a.parameters()} & {id(p) for p in v.parameters()}
+    sum(o.sum() for o in outputs).backward()
+    assert v.encoder.stages[0][0].convs[0].conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_weights_are_copied_where_they_fit(kind):
+    v = network(kind)
+    a = make_auxiliary(network(kind), 4, 0.5, True, 8.0)
+    before = copy.deepcopy(a.state_dict())
+    copy_matching(v, a)
+    copied = [k for k, x in a.state_dict().items() if not torch.equal(x, before[k])]
+    assert not any("seg_layers" in k or "transpconvs" in k for k in copied)
+    x = torch.randn(1, 2, 32, 32, 32)
+    for u, w in zip(v.eval().encoder(x), a.eval().encoder(x), strict=True):
+        torch.testing.assert_close(u, w)
+
+
+def test_other_networks_are_refused_with_a_sentence():
+    with pytest.raises(NotImplementedError, match="Sequential of these plans has no encoder"):
+        require_unet(nn.Sequential())

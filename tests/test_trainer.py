@@ -1,0 +1,241 @@
+"""The trainer in this process: what is refused, what is restored, what a step does."""
+
+import copy
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Workspace, blobs, write_image
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from torch import Tensor, nn
+
+from nnunet_caml import checkpoints, variants
+from nnunet_caml.networks import unwrap
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.trainer import nnUNetTrainerCAML
+from nnunet_caml.unlabeled import UnlabeledDataError
+
+
+def seed(value: int) -> None:
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def state(trainer: nnUNetTrainerCAML) -> dict[str, Tensor]:
+    """Everything that training changes."""
+    tensors = {f"V.{k}": v for k, v in unwrap(trainer.network).state_dict().items()}
+    tensors |= {f"caml.{k}": v for k, v in trainer.caml.state_dict().items()}
+    for name, optimizer in (("V", trainer.optimizer), ("A", trainer.auxiliary_optimizer)):
+        for i, entry in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer {name} {i} {k}": v for k, v in entry.items() if isinstance(v, Tensor)}
+    return copy.deepcopy(tensors)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_continued_run_is_restored_bit_for_bit_and_ends_where_an_unbroken_one_does(make_trainer):
+    seed(0)
+    unbroken = make_trainer()
+    unbroken.run_training()
+
+    seed(0)
+    broken = make_trainer(fold=1)
+    broken.do_split = unbroken.do_split  # the same cases into another folder
+    saved = {}
+
+    def die(batch: dict) -> dict:
+        if broken.current_epoch == 1 and broken.iteration == 6:
+            raise Killed
+        if broken.current_epoch == 1 and not saved:
+            saved.update(state(broken))
+        return type(broken).train_step(broken, batch)
+
+    broken.train_step = die
+    with pytest.raises(Killed):
+        broken.run_training()
+
+    seed(123)
+    resumed = make_trainer(fold=1, resume=True)
+    resumed.do_split = unbroken.do_split
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
+    restored = state(resumed)
+    assert restored.keys() == saved.keys()
+    assert all(torch.equal(restored[k], saved[k]) for k in saved)
+    assert resumed.current_epoch == 1
+    assert resumed.logger.get_value("caml_agreement", step=None) == broken.logger.get_value("caml_agreement", step=None)
+    resumed.run_training()
+    end, expected = state(resumed), state(unbroken)
+    for name in expected:
+        torch.testing.assert_close(end[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert resumed.current_epoch == unbroken.current_epoch == 2
+
+
+def test_companion_of_another_run_is_not_used(make_trainer):
+    trainer = make_trainer()
+    trainer.num_epochs = 1
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    companion = checkpoints.companion(folder / "checkpoint_final.pth", 1)
+    foreign = torch.load(companion, weights_only=True)
+    torch.save({**foreign, "run": [0.0]}, companion)
+    again = make_trainer(resume=True)
+    again.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_final_caml_0001\.pth is missing or belongs to another run"):
+        again.on_train_start()
+
+
+def test_pretrained_weights_fill_both_networks(make_trainer, tmp_path: Path):
+    source = make_trainer()
+    source.initialize()
+    file = tmp_path / "pretrained.pth"
+    torch.save({"network_weights": source.network.state_dict()}, file)
+    trainer = make_trainer()
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(file))
+    trainer.on_train_start()
+    x = torch.randn(1, 1, *trainer.configuration_manager.patch_size)
+    for network in (trainer.network, unwrap(trainer.caml.auxiliary)):
+        for a, b in zip(source.network.eval().encoder(x), network.eval().encoder(x), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_every_loss_reaches_the_parameters_it_should(make_trainer):
+    seed(0)
+    trainer = make_trainer()
+    trainer.memory_per_class = 8
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    assert batch["unlabeled"].shape == batch["data"].shape
+    images = torch.cat((batch["data"], batch["unlabeled"]))
+    parts = {"V": trainer.network, "A": trainer.caml.auxiliary, "heads": nn.ModuleList(trainer.heads())}
+    reached = {"loss": {"V"}, "loss_a": {"A"}, "consistency": {"V", "A"}, "correlation": {"V", "A", "heads"}}
+    for name, expected in reached.items():
+        losses, _ = trainer.losses(images, batch["target"], list(batch["keys"]))
+        for part in parts.values():
+            part.zero_grad()
+        losses[name].backward()
+        touched = {k for k, part in parts.items() if any(p.grad is not None and p.grad.any() for p in part.parameters())}
+        assert touched == expected, name
+
+
+def test_variants_are_what_their_names_say():
+    for name in variants.__all__:
+        assert issubclass(getattr(variants, name), nnUNetTrainerCAML)
+    assert variants.nnUNetTrainerCAML_20epochs.epochs == 20
+    assert not variants.nnUNetTrainerCAML_noCMA.attention
+    assert variants.nnUNetTrainerCAML_noOCC.lambda_o == 0
+    assert (variants.nnUNetTrainerCAML_noCMA_noOCC.attention, variants.nnUNetTrainerCAML_noCMA_noOCC.lambda_o) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainerCAMLShort_sharedEncoder", "nnUNetTrainerCAML_noCMA_noOCC", "nnUNetTrainerCAML_noOCC"]
+)
+def test_variants_train(make_trainer, name: str):
+    trainer = make_trainer(name)
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 2, 1
+    trainer.run_training()
+    log = next(Path(trainer.output_folder).glob("training_log_*")).read_text()
+    assert ("L_o 0.0000" in log) == ("noOCC" in name)
+
+
+def test_no_unlabelled_cases(workspace: Workspace, make_trainer):
+    shutil.rmtree(workspace.raw / "imagesUn")
+    with pytest.raises(UnlabeledDataError, match=r"no unlabelled cases for Dataset101_Tiny\. Put images into .*imagesUn"):
+        make_trainer().on_train_start()
+
+
+def test_labelled_cases_not_preprocessed(workspace: Workspace, make_trainer):
+    shutil.rmtree(workspace.preprocessed / "nnUNetPlans_3d_fullres")
+    with pytest.raises(
+        FileNotFoundError, match=r"Run `nnUNetv2_preprocess -d Dataset101_Tiny -plans_name nnUNetPlans -c 3d_tiny`"
+    ):
+        make_trainer().on_train_start()
+
+
+def test_number_of_training_cases_that_does_not_match(workspace: Workspace, make_trainer):
+    file = workspace.preprocessed / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "numTraining": 7}))
+    with pytest.raises(UnlabeledDataError, match=r"numTraining = 7, but 4 labelled cases"):
+        make_trainer().on_train_start()
+
+
+def test_case_both_labelled_and_unlabelled(workspace: Workspace, make_trainer):
+    shutil.copy(workspace.raw / "imagesTr/tr_1_0000.nii.gz", workspace.raw / "imagesUn/tr_1_0000.nii.gz")
+    with pytest.raises(UnlabeledDataError, match=r"Case tr_1 is labelled and unlabelled at the same time"):
+        make_trainer().on_train_start()
+
+
+def test_validation_case_under_another_name(workspace: Workspace, make_trainer):
+    trainer = make_trainer()
+    _, validation = trainer.do_split()
+    shutil.copy(workspace.raw / f"imagesTr/{validation[0]}_0000.nii.gz", workspace.raw / "imagesUn/secret_0000.nii.gz")
+    with pytest.raises(UnlabeledDataError, match=rf"case secret has the same voxels as labelled case {validation[0]}"):
+        trainer.on_train_start()
+
+
+def test_validation_cases_are_never_trained_on(make_trainer):
+    trainer = make_trainer()
+    trainer.on_train_start()
+    _, validation = trainer.do_split()
+    seen = {k for _ in range(10) for k in next(trainer.dataloader_train)["keys"]}
+    assert seen
+    assert not seen & set(validation)
+    assert not set(trainer.dataloader_train.unlabeled.data_loader.indices) & set(validation)
+
+
+def test_labelled_case_without_foreground_is_named(workspace: Workspace, make_trainer, capsys):
+    import pickle
+
+    for i, case in enumerate(["tr_0", "tr_1", "tr_2", "tr_3"]):
+        file = workspace.preprocessed / f"nnUNetPlans_3d_fullres/{case}.pkl"
+        properties = pickle.loads(file.read_bytes())
+        properties["class_locations"] = {k: [] for k in properties["class_locations"]}
+        file.write_bytes(pickle.dumps(properties))
+        trainer = make_trainer(fold="all")
+        if i == 0:
+            trainer.initialize()
+            trainer.prepare_unlabeled()
+            assert "no foreground in 1 labelled training case(s): tr_0." in capsys.readouterr().out
+    with pytest.raises(UnlabeledDataError, match=r"None of the 4 labelled training cases .* has any foreground voxel"):
+        trainer.on_train_start()
+
+
+def test_cascade_is_refused(workspace: Workspace, make_trainer):
+    file = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_tiny"]["next_stage"] = "stage2"
+    plans["configurations"]["stage2"] = {"inherits_from": "3d_tiny", "previous_stage": "3d_tiny"}
+    file.write_text(json.dumps(plans))
+    with pytest.raises(NotImplementedError, match=r"stage2 is the second stage of a cascade"):
+        make_trainer(configuration="stage2").on_train_start()
+
+
+def test_a_single_labelled_case_cannot_be_split(workspace: Workspace, make_trainer):
+    for case in ("tr_1", "tr_2", "tr_3"):
+        for file in (workspace.preprocessed / "nnUNetPlans_3d_fullres").glob(f"{case}*"):
+            file.unlink()
+    file = workspace.preprocessed / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "numTraining": 1}))
+    with pytest.raises(UnlabeledDataError, match=r"tr_0 is the only labelled case.*Train fold `all`"):
+        make_trainer().on_train_start()
+    make_trainer(fold="all").on_train_start()
+
+
+def test_memory_does_not_grow_with_the_unlabelled_cases(workspace: Workspace, make_trainer):
+    """The loader holds names, not voxels."""
+    for i in range(20):
+        write_image(blobs(300 + i)[0], workspace.raw / f"imagesUn/many_{i}_0000.nii.gz")
+    trainer = make_trainer()
+    trainer.on_train_start()
+    loader = trainer.dataloader_train.unlabeled.data_loader
+    assert len(loader.indices) == 25
+    assert not any(isinstance(v, np.ndarray | Tensor) for v in vars(loader._data.dataset).values())
+    assert preprocess(trainer.unlabeled, 1) == 0

@@ -1,0 +1,257 @@
+"""Unlabelled cases: where they are, their preprocessing, and what is said when something is wrong with them."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from conftest import Workspace, blobs, write_image
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.unlabeled import STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
+
+
+def dataset(workspace: Workspace, configuration: str = "3d_tiny") -> UnlabeledDataset:
+    plans = PlansManager(load_json(str(workspace.preprocessed / "nnUNetPlans.json")))
+    return UnlabeledDataset.create(plans, configuration, load_json(str(workspace.preprocessed / "dataset.json")))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_preprocessed_as_nnunet_preprocesses_labelled_cases(workspace: Workspace):
+    """The image of a labelled case, given as unlabelled, comes out with the very same voxels."""
+    shutil.copy(workspace.raw / "imagesTr/tr_0_0000.nii.gz", workspace.raw / "imagesUn/copy_0000.nii.gz")
+    d = dataset(workspace)
+    assert preprocess(d, 1) == 6
+    ours = nnUNetDatasetBlosc2(str(d.folder), ["copy"]).load_case("copy")
+    theirs = nnUNetDatasetBlosc2(str(d.labeled_folder), ["tr_0"]).load_case("tr_0")
+    assert np.array_equal(ours[0][:], theirs[0][:])
+    assert preprocess(d, 1) == 0
+    assert d.usable_cases() == ["copy", *[f"un_{i}" for i in range(5)]]
+
+
+def test_command_line_shares_the_work_between_parts(workspace: Workspace):
+    for part, done in ((0, 3), (1, 2)):
+        command = f"nnunet-caml preprocess -d 101 -c 3d_tiny -np 1 -num_parts 2 -part_id {part}"
+        assert f"3d_tiny: {done} unlabelled cases preprocessed" in workspace.run(*command.split())
+    assert len(dataset(workspace).done_cases()) == 5
+    assert "-part_id must be from 0 to 1" in workspace.run(
+        *["nnunet-caml", "preprocess", "-d", "101", "-num_parts", "2", "-part_id", "2"], status=1
+    )
+
+
+def test_killed_preprocessing_goes_on_and_gives_the_same_files(workspace: Workspace, tmp_path: Path):
+    for i in range(30):
+        write_image(blobs(500 + i)[0], workspace.raw / f"imagesUn/more_{i:02}_0000.nii.gz")
+    d = dataset(workspace)
+    preprocess(d, 1)
+    unbroken = contents(d.folder)
+    shutil.rmtree(d.folder)
+
+    process = workspace.start(*["nnunet-caml", "preprocess", "-d", "101", "-c", "3d_tiny", "-np", "1"])
+    while len(list((d.folder / STATE_FOLDER).glob("*.json"))) < 5:
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(d.done_cases())
+    assert 5 <= done < 35
+    assert preprocess(d, 1) == 35 - done
+    assert contents(d.folder) == unbroken
+
+
+def test_half_a_case_is_not_a_case(workspace: Workspace):
+    d = dataset(workspace)
+    preprocess(d, 1)
+    d.state_file("un_1").write_text('{"fingerpr')
+    d.state_file("un_2").unlink()
+    assert d.done_cases() == ["un_0", "un_3", "un_4"]
+    assert preprocess(d, 1) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("spacing", [2.0, 1.5, 1.5]), ("normalization_schemes", ["NoNormalization"]), ("resampling_fn_data_kwargs", {"order": 1})],
+)
+def test_changed_plans_are_done_again(workspace: Workspace, key: str, value: object):
+    preprocess(dataset(workspace), 1)
+    file = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    entry = plans["configurations"]["3d_fullres"]
+    entry[key] = {**entry[key], **value} if isinstance(value, dict) else value
+    file.write_text(json.dumps(plans))
+    assert dataset(workspace).done_cases() == []
+    assert preprocess(dataset(workspace), 1) == 5
+    assert len(dataset(workspace).done_cases()) == 5
+
+
+def test_changed_patch_size_is_not_done_again_and_a_changed_image_is(workspace: Workspace):
+    preprocess(dataset(workspace), 1)
+    file = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 16, 16]
+    file.write_text(json.dumps(plans))
+    assert preprocess(dataset(workspace), 1) == 0
+    write_image(blobs(77)[0][:, :-1], workspace.raw / "imagesUn/un_3_0000.nii.gz")
+    assert preprocess(dataset(workspace), 1) == 1
+
+
+def test_entry_of_dataset_json_leaves_files_where_they_are(workspace: Workspace, tmp_path: Path, monkeypatch):
+    shutil.move(workspace.raw / "imagesUn", tmp_path / "archive")
+    monkeypatch.setenv("ARCHIVE", str(tmp_path / "archive"))
+    file = workspace.raw / "dataset.json"
+    entry = {"far": {"images": ["$ARCHIVE/un_0_0000.nii.gz"]}, "near": {"images": ["imagesTs/ts_0_0000.nii.gz"]}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "unlabeled": entry}))
+    d = dataset(workspace)
+    assert preprocess(d, 1) == 2
+    assert d.usable_cases() == ["far", "near"]
+    # raw data gone, preprocessed there
+    shutil.rmtree(workspace.raw)
+    assert dataset(workspace).usable_cases() == ["far", "near"]
+    assert preprocess(dataset(workspace), 1) == 0
+
+
+def test_cases_taken_out_of_the_raw_data_are_not_used(workspace: Workspace):
+    preprocess(dataset(workspace), 1)
+    (workspace.raw / "imagesUn/un_2_0000.nii.gz").unlink()
+    assert dataset(workspace).usable_cases() == ["un_0", "un_1", "un_3", "un_4"]
+
+
+def break_name(folder: Path) -> None:
+    (folder / "un_0_0000.nii.gz").rename(folder / "un_0.nii.gz")
+
+
+def break_extra_channel(folder: Path) -> None:
+    shutil.copy(folder / "un_0_0000.nii.gz", folder / "un_0_0001.nii.gz")
+
+
+def break_missing_channel(folder: Path) -> None:
+    (folder / "un_0_0000.nii.gz").rename(folder / "un_0_0001.nii.gz")
+
+
+def break_empty(folder: Path) -> None:
+    (folder / "un_0_0000.nii.gz").write_bytes(b"")
+
+
+def break_truncated(folder: Path) -> None:
+    file = folder / "un_0_0000.nii.gz"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def break_garbage(folder: Path) -> None:
+    (folder / "un_0_0000.nii.gz").write_bytes(b"not an image" * 100)
+
+
+def break_nan(folder: Path) -> None:
+    image = blobs(0)[0].astype(np.float32)
+    image[3, 3, 3] = np.nan
+    write_image(image, folder / "un_0_0000.nii.gz")
+
+
+def break_infinite(folder: Path) -> None:
+    image = blobs(0)[0].astype(np.float32)
+    image[3, 3, 3] = np.inf
+    write_image(image, folder / "un_0_0000.nii.gz")
+
+
+def break_flat(folder: Path) -> None:
+    write_image(blobs(0)[0][5], folder / "un_0_0000.nii.gz")
+
+
+def break_zero(folder: Path) -> None:
+    write_image(blobs(0)[0] * 0, folder / "un_0_0000.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (break_name, r"un_0\.nii\.gz is not named like nnU-Net's images"),
+        (break_extra_channel, r"case un_0 .* has 2 channels, dataset\.json names 1"),
+        (break_missing_channel, r"case un_0 .* lacks channel 0000"),
+        (break_empty, r"un_0_0000\.nii\.gz of unlabelled case un_0 is empty"),
+        (break_truncated, r"un_0_0000\.nii\.gz of unlabelled case un_0 is truncated or damaged"),
+        (break_garbage, r"un_0_0000\.nii\.gz of unlabelled case un_0 is truncated or damaged"),
+        (break_nan, r"un_0 has NaN or infinite voxels"),
+        (break_infinite, r"un_0 has NaN or infinite voxels"),
+        (break_flat, r"un_0 is two-dimensional .* configuration 3d_tiny is three-dimensional"),
+        (break_zero, r"un_0 .* is zero everywhere"),
+    ],
+)
+def test_bad_files_get_a_sentence_and_the_others_are_kept(workspace: Workspace, damage, sentence: str):
+    damage(workspace.raw / "imagesUn")
+    with pytest.raises(UnlabeledDataError, match=sentence):
+        preprocess(dataset(workspace), 1)
+    if damage not in (break_name, break_extra_channel, break_missing_channel):
+        assert dataset(workspace).done_cases() == ["un_1", "un_2", "un_3", "un_4"]
+    # nothing but finished cases and their states is left
+    assert not list(workspace.preprocessed.rglob("tmp-*"))
+
+
+def test_channels_on_different_grids(workspace: Workspace):
+    for name in ("dataset.json",):
+        for folder in (workspace.raw, workspace.preprocessed):
+            json_ = json.loads((folder / name).read_text())
+            json_["channel_names"] = {"0": "T1", "1": "T2"}
+            (folder / name).write_text(json.dumps(json_))
+    file = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"] |= {
+        "normalization_schemes": ["ZScoreNormalization"] * 2,
+        "use_mask_for_norm": [False] * 2,
+    }
+    plans["foreground_intensity_properties_per_channel"]["1"] = plans["foreground_intensity_properties_per_channel"]["0"]
+    file.write_text(json.dumps(plans))
+    for i in range(5):
+        write_image(blobs(i)[0], workspace.raw / f"imagesUn/un_{i}_0001.nii.gz")
+    write_image(blobs(1)[0], workspace.raw / "imagesUn/un_1_0001.nii.gz", spacing=(1, 1, 2))
+    write_image(blobs(2)[0][:-1], workspace.raw / "imagesUn/un_2_0001.nii.gz")
+    moved = sitk.ReadImage(str(workspace.raw / "imagesUn/un_3_0000.nii.gz"))
+    moved.SetOrigin((5, 0, 0))
+    sitk.WriteImage(moved, str(workspace.raw / "imagesUn/un_3_0001.nii.gz"))
+    with pytest.raises(UnlabeledDataError) as error:
+        preprocess(dataset(workspace), 1)
+    text = str(error.value)
+    assert "3 of 5 unlabelled cases" in text
+    assert "The channels of unlabelled case un_1 differ in geometry" in text
+    assert "The channels of unlabelled case un_2 differ in geometry" in text
+    assert "The channels of unlabelled case un_3 differ in their origin" in text
+    assert dataset(workspace).done_cases() == ["un_0", "un_4"]
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(workspace: Workspace):
+    """A limit on the size of files makes writing fail as a full disk does."""
+    d = dataset(workspace)
+    preprocess(d, 1, part=0, parts=2)
+    before = contents(d.folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises((OSError, UnlabeledDataError), match=r"no space left while preprocessing|cannot be preprocessed"):
+            preprocess(d, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(d.folder) == before
+    assert preprocess(d, 1) == 2
+
+
+def test_leftovers_of_dead_processes_are_removed(workspace: Workspace):
+    d = dataset(workspace)
+    node = os.uname().nodename
+    dead, alive = (d.folder / STATE_FOLDER / f"tmp-un_0@{node}@{pid}" for pid in (2**22 - 1, os.getppid()))
+    dead.mkdir(parents=True)
+    alive.mkdir()
+    preprocess(d, 1)
+    assert not dead.exists()
+    assert alive.exists()
