@@ -13,6 +13,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from nnunet_caml.startup import add_discovery_folder
+
 SHARED = Path(os.environ.get("NNUNET_CAML_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 NAME = "Dataset101_Tiny"
 TRAINERS = Path(__file__).parent / "trainers"
@@ -146,6 +148,7 @@ def workspace(planned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     copied = Workspace(tmp_path)
     for key, value in copied.variables.items():
         monkeypatch.setenv(key, value)
+    add_discovery_folder()  # as every new process does
     return copied
 
 

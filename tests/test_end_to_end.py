@@ -58,13 +58,14 @@ def test_train_predict_export(workspace: Workspace, tmp_path: Path):
         assert f"{NAME}/nnUNetTrainer__nnUNetPlans__3d_tiny/fold_0/checkpoint_final.pth" in z.namelist()
         assert not any(b"nnunet_caml" in z.read(name) or b"CAML" in z.read(name) for name in z.namelist())
     # as if this package were not installed
+    predict = ["predict", "-d", "101", "-c", "3d_tiny", "-o", str(theirs), *map(str, images)]
     stock = (
         "import sys; sys.modules['nnunet_caml'] = None\n"
         "from nnunetv2.model_sharing.entry_points import install_from_zip_entry_point as install\n"
         "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as predict\n"
         "if __name__ == '__main__':\n"
         f"    sys.argv = ['install', {str(archive)!r}]; install()\n"
-        f"    sys.argv = ['predict', '-d', '101', '-c', '3d_tiny', '-o', {str(theirs)!r}, *{list(map(str, images))!r}]; predict()\n"
+        f"    sys.argv = {predict!r}; predict()\n"
     )
     script = tmp_path / "stock.py"
     script.write_text(stock)

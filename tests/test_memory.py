@@ -23,8 +23,8 @@ def test_order_statistics_are_those_of_uniform_numbers():
 def test_sample_is_distributed_as_from_every_voxel():
     """Three cases with 5, 50 and 500 voxels of one class; 16 are drawn each time.
 
-    From a bank with every voxel, the number drawn from a case is hypergeometric. Here each case stores at most 16 voxels. Chi-square
-    over 3000 draws; wrong alarm with probability 1e-3 per case.
+    From a bank with every voxel, the number drawn from a case is hypergeometric. Here each case stores at most 16
+    voxels. Chi-square over 3000 draws; wrong alarm with probability 1e-3 per case.
     """
     torch.manual_seed(1)
     counts, per_class, draws = [5, 50, 500], 16, 3000

@@ -1,0 +1,266 @@
+"""The demo's parts, each in seconds; and, marked slow, the whole of it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+from nnunet_caml.cli import main
+from nnunet_caml.demo import commands, evaluation, figure
+from nnunet_caml.demo.commands import CommandError, CommandLine, PredictionWatch, TrainingWatch
+from nnunet_caml.demo.configuration import CONFIGURATION, FEATURES, add_configuration
+from nnunet_caml.demo.dataset import TEST_IMAGES, TEST_LABELS, write_dataset
+from nnunet_caml.demo.main import MARKER, claim_folder, environment
+from nnunet_caml.demo.synthetic import EVERYONE, LABELS, NARROW, draw_case
+from nnunet_caml.unlabeled import RAW_FOLDER, list_folder
+
+# ---------------------------------------------------------------- data
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("raw"), labeled=2, unlabeled=3, test=2, seed=7)
+
+
+@pytest.mark.parametrize("population", [NARROW, EVERYONE])
+def test_a_seed_gives_a_case(population):
+    first, again, other = (draw_case(np.random.default_rng(seed), population) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.label, again.label)
+    assert first.image.shape != other.image.shape or not np.array_equal(first.image, other.image)
+
+
+@pytest.mark.parametrize("population", [NARROW, EVERYONE])
+def test_cases_hold_all_organs(population):
+    for seed in range(12):
+        case = draw_case(np.random.default_rng(seed), population)
+        assert case.image.shape == case.label.shape
+        assert case.image.dtype == np.float32
+        assert np.isfinite(case.image).all()
+        for value in LABELS.values():
+            # few enough voxels would be a case that nobody can segment
+            assert (case.label == value).sum() > 50
+
+
+def test_labelled_cases_are_part_of_everyone():
+    for name, (low, high) in vars(NARROW).items():
+        widest_low, widest_high = getattr(EVERYONE, name)
+        assert widest_low <= low < high <= widest_high
+        assert high - low < widest_high - widest_low
+
+
+def test_organs_fade_with_the_phase():
+    def contrast(population) -> float:
+        case = draw_case(np.random.default_rng(0), population)
+        return float(np.median(case.image[case.label == 1]) / np.median(case.image[case.image > 300]))
+
+    assert contrast(NARROW) > contrast(type(NARROW)(**{**vars(NARROW), "phase": (1.0, 1.0)}))
+
+
+def test_dataset_is_as_nnunet_wants_it(dataset):
+    verify_dataset_integrity(str(dataset), num_processes=1)
+    assert len(list_folder(dataset / RAW_FOLDER, ".nii.gz", 1)) == 3
+    assert len(list((dataset / TEST_IMAGES).iterdir())) == len(list((dataset / TEST_LABELS).iterdir())) == 2
+
+
+def test_geometry_of_image_and_label(dataset):
+    for images, labels in (("imagesTr", "labelsTr"), (TEST_IMAGES, TEST_LABELS)):
+        for file in (dataset / labels).iterdir():
+            label = sitk.ReadImage(str(file))
+            image = sitk.ReadImage(str(dataset / images / file.name.replace(".nii.gz", "_0000.nii.gz")))
+            for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+                assert getattr(image, get)() == getattr(label, get)()
+
+
+def test_no_case_twice_and_no_truth_of_unlabelled_ones(dataset):
+    images = [sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in sorted(dataset.glob("images*/*.nii.gz"))]
+    assert len({image.tobytes() for image in images}) == 7
+    assert not list(dataset.glob("labels*/unlabeled*"))
+
+
+def test_more_unlabelled_cases_leave_the_others_as_they_are(dataset, tmp_path):
+    other = write_dataset(tmp_path, labeled=1, unlabeled=0, test=1, seed=7)
+    for file in other.glob("*/*.nii.gz"):
+        one, two = (sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in (file, dataset / file.relative_to(other)))
+        np.testing.assert_array_equal(one, two)
+
+
+# ---------------------------------------------------------------- plans, folder, environment
+
+
+def test_configuration_is_built_by_nnunet(tmp_path):
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": 2,
+            "features_per_stage": [32, 64],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * 2,
+            "strides": [[1, 1, 1], [2, 2, 2]],
+            "n_conv_per_stage": [2, 2],
+            "n_conv_per_stage_decoder": [2],
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    full = {"data_identifier": "nnUNetPlans_3d_fullres", "batch_size": 2, "patch_size": [40] * 3, "architecture": architecture}
+    file = tmp_path / "nnUNetPlans.json"
+    file.write_text(json.dumps({"configurations": {"3d_fullres": full}}))
+    add_configuration(file)
+    plans = json.loads(file.read_text())
+    assert plans["configurations"]["3d_fullres"] == full
+    configuration = PlansManager(plans).get_configuration(CONFIGURATION)
+    assert configuration.data_identifier == "nnUNetPlans_3d_fullres"
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        1,
+        3,
+    )
+    assert network.encoder.output_channels == list(FEATURES)
+
+
+def test_folder_of_somebody_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert main(["demo", "-o", str(tmp_path)]) == 1
+    assert "not from an earlier demo" in capsys.readouterr().err
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file"):
+        claim_folder(tmp_path / "file")
+
+
+def test_earlier_demo_is_cleared_and_nothing_else(tmp_path):
+    folder = tmp_path / "demo"
+    assert not claim_folder(folder)
+    (folder / "logs").mkdir()
+    write_dataset(folder / "nnUNet_raw", labeled=1, unlabeled=0, test=0)
+    (folder / "nnUNet_raw" / "Dataset001_Mine").mkdir()
+    (folder / "notes.txt").touch()
+    assert claim_folder(folder)
+    assert sorted(f.name for f in folder.iterdir()) == [MARKER, "nnUNet_raw", "notes.txt"]
+    assert [f.name for f in (folder / "nnUNet_raw").iterdir()] == ["Dataset001_Mine"]
+
+
+def test_folders_of_trainers_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", "mine")
+    first, last = environment(tmp_path, "cpu")["nnUNet_extTrainer"].split(":" if sys.platform != "win32" else ";")
+    assert first == "mine"
+    assert [f.name for f in Path(last).glob("*.py")] == ["nnunet_caml_demo_trainers.py"]
+
+
+# ---------------------------------------------------------------- commands
+
+
+@pytest.fixture
+def terminal(tmp_path, monkeypatch) -> CommandLine:
+    monkeypatch.setattr(commands, "find_command", lambda name: sys.executable)
+    return CommandLine({"OURS": "set"}, tmp_path, silence_s=0.3)
+
+
+def test_failing_command_is_one_sentence(terminal, tmp_path):
+    with pytest.raises(CommandError, match="python failed with exit status 3; its output is in") as error:
+        terminal.run(["python", "-c", "print('why it failed'); raise SystemExit(3)"], "log.txt", lambda line: None)
+    assert str(tmp_path / "log.txt") in str(error.value)
+    assert str(error.value).endswith("why it failed")
+
+
+def test_news_silence_and_log(terminal, tmp_path, capsys):
+    code = "import os, time; print('news', os.environ['OURS']); print('a\\rb'); time.sleep(0.8); print(os.environ['MORE'])"
+    terminal.run(["python", "-c", code], "log.txt", lambda line: line.strip() if "news" in line else None, {"MORE": "too"})
+    shown = capsys.readouterr().out
+    assert shown.startswith("\n$ MORE=too python -c ")
+    assert "] news set\n" in shown
+    assert "... still running, for 0 s on this" in shown
+    assert (tmp_path / "log.txt").read_text() == "news set\na\nb\ntoo\n"
+
+
+def test_missing_command(monkeypatch):
+    with pytest.raises(CommandError, match="nnUNetv2_nonsense is neither beside"):
+        commands.find_command("nnUNetv2_nonsense")
+
+
+def test_news_of_a_training():
+    watch = TrainingWatch(epochs=8)
+    stamp = "2024-01-02 03:04:05.678901: "
+    lines = ["Epoch 0", "Current learning rate: 0.01", "train_loss -0.12", "Epoch time: 9.77 s"]
+    assert [news for line in lines if (news := watch(f"{stamp}{line}\n"))] == [
+        "training, 8 epochs",
+        "epoch 1 of 8: loss -0.12, 9.77 s",
+    ]
+
+
+def test_news_of_a_prediction():
+    watch = PredictionWatch(cases=2)
+    assert watch("Predicting test_000:\n") == "case 1 of 2: test_000"
+    assert watch("perform_everything_on_device: False\n") is None
+
+
+# ---------------------------------------------------------------- results
+
+
+def test_dice_and_statistics():
+    a, b = np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 0], bool)
+    assert evaluation.dice(a, b) == 0.5
+    assert evaluation.dice(~a & a, ~b & b) == 1
+    scores = {"one": {"liver": 1.0, "kidney": 0.5}, "two": {"liver": 0.5, "kidney": 0.0}}
+    assert evaluation.statistics(scores) == {
+        "liver": {"mean": 0.75, "std": 0.25},
+        "kidney": {"mean": 0.25, "std": 0.25},
+        "mean": {"mean": 0.5, "std": 0.25},
+    }
+    assert figure.best_median_worst(scores) == {"best": "one", "median": "two", "worst": "two"}
+    assert "0.750 ± 0.25" in evaluation.table({"CAML": scores})
+
+
+def test_score_names_a_missing_prediction(dataset, tmp_path):
+    truth = dataset / TEST_LABELS
+    perfect = evaluation.score(truth, truth)
+    assert all(value == 1 for case in perfect.values() for value in case.values())
+    with pytest.raises(FileNotFoundError, match="test_000"):
+        evaluation.score(tmp_path, truth)
+
+
+def test_figure_is_written(tmp_path):
+    case = draw_case(np.random.default_rng(0), EVERYONE)
+    predictions = {"nnU-Net": np.zeros_like(case.label), "CAML": case.label}
+    rows = [figure.Row("case", case.image, case.label, predictions)] * 2
+    figure.write_figure(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---------------------------------------------------------------- all of it
+
+
+@pytest.mark.slow
+def test_whole_demo(tmp_path, capfd):
+    folder = tmp_path / "demo"
+    assert main(["demo", "-o", str(folder), "-device", "cpu"]) == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert results["iterations"] == 400
+    for trainer in ("nnU-Net", "CAML"):
+        dice = results["dice"][trainer]
+        assert len(dice["cases"]) == len(list((folder / "predictions" / trainer).glob("*.nii.gz"))) == 12
+        # far above what a network that has learned nothing gets
+        assert dice["liver"]["mean"] > 0.5
+    assert (folder / "comparison.png").is_file()
+    shown = capfd.readouterr().out
+    assert "$ nnUNetv2_plan_and_preprocess -d 990 -c 3d_fullres" in shown
+    assert str(folder / "predictions") in shown

@@ -1,0 +1,86 @@
+"""Guards of documentation/nnunet_parts.md: each private part of nnU-Net that is relied on is still what it was."""
+
+import inspect
+
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities import find_objects
+from torch._dynamo import OptimizedModule
+
+from nnunet_caml.trainer import NUM_FOLDS, SPLIT_SEED, nnUNetTrainerCAML
+
+
+def source(thing: object) -> str:
+    return inspect.getsource(thing)  # type: ignore[arg-type]
+
+
+def test_look_up():
+    assert "nnUNet_extTrainer.get().split(os.pathsep)" in source(find_objects.recursive_find_trainer_class_by_name)
+
+
+def test_constructor_signature_is_nnunets():
+    assert inspect.signature(nnUNetTrainerCAML.__init__) == inspect.signature(nnUNetTrainer.__init__)
+
+
+def test_initialize():
+    text = source(nnUNetTrainer.initialize)
+    for part in ("self.network =", "self.optimizer, self.lr_scheduler = self.configure_optimizers()", "self.loss ="):
+        assert part in text
+
+
+def test_folds_and_seed():
+    assert f"seed={SPLIT_SEED}, n_splits={NUM_FOLDS}" in source(nnUNetTrainer.do_split)
+
+
+def test_augmenters(make_trainer, monkeypatch):
+    for processes, kind in (("0", SingleThreadedAugmenter), ("1", NonDetMultiThreadedAugmenter)):
+        monkeypatch.setenv("nnUNet_n_proc_DA", processes)
+        trainer = make_trainer()
+        trainer.on_train_start()
+        batches = trainer.dataloader_train
+        assert type(batches.labeled) is kind
+        assert type(batches.unlabeled) is kind
+        batch = next(batches)
+        assert batch["unlabeled"].shape == batch["data"].shape
+        batches.finish()
+        if processes == "1":
+            trainer.dataloader_val._finish()
+
+
+def test_loader():
+    text = source(nnUNetDataLoader)
+    for part in (
+        "self.indices = data.identifiers",
+        "self.has_ignore =",
+        "self.get_do_oversample = self._oversample_last_XX_percent",
+        "self._data.load_case(i)",
+        "properties['class_locations']",
+        "sample_idx < round(self.batch_size * (1 - self.oversample_foreground_percent))",
+    ):
+        assert part in text
+
+
+def test_logger_and_checkpoint():
+    assert isinstance(LocalLogger().my_fantastic_logging["train_losses"], list)
+    assert "'current_epoch': self.current_epoch + 1" in source(nnUNetTrainer.save_checkpoint)
+
+
+def test_preprocessor_takes_a_case_without_a_label():
+    assert list(inspect.signature(DefaultPreprocessor.run_case_save).parameters)[1:4] == [
+        "output_filename_truncated",
+        "image_files",
+        "seg_file",
+    ]
+
+
+def test_compiled_modules():
+    import torch
+
+    module = torch.nn.Linear(1, 1)
+    compiled = torch.compile(module)
+    assert isinstance(compiled, OptimizedModule)
+    assert compiled._orig_mod is module
