@@ -8,7 +8,8 @@ PY := $(PYTHON)
 else
 PY := .venv/bin/python
 endif
-STAMP := .installed
+# one stamp an environment
+STAMP := .installed-$(shell $(PYTHON) -c "import sys, zlib; print(zlib.crc32(sys.prefix.encode()))")
 
 .PHONY: test test-slow demo lint install clean
 
@@ -37,4 +38,4 @@ demo: $(STAMP)
 	$(PY) -m nnunet_caml.cli demo
 
 clean:
-	rm -rf .venv $(STAMP) demo_output build dist
+	rm -rf .venv .installed-* demo_output build dist

@@ -51,10 +51,10 @@ def save(checkpoint: Path, save_stock: Callable[[str], None], state: dict, logge
     """
     temporary = checkpoint.with_suffix(".pth.partial")
     save_stock(str(temporary))
-    next_epoch = torch.load(temporary, map_location="cpu", mmap=True, weights_only=False)["current_epoch"]
-    path = companion(checkpoint, next_epoch)
+    run = run_token(logger)
+    path = companion(checkpoint, len(run))
     partial = path.with_suffix(".pth.partial")
-    torch.save({**state, "run": run_token(logger)}, partial)
+    torch.save({**state, "run": run}, partial)
     partial.replace(path)
     temporary.replace(checkpoint)
     remove_companions(checkpoint, keep=path)
@@ -68,8 +68,7 @@ def load_companion(checkpoint: Path, logger: Any, device: torch.device) -> dict 
         logger: nnU-Net's, with the log of that checkpoint loaded.
         device: For the tensors.
     """
-    next_epoch = len(logger.get_value("epoch_end_timestamps", step=None))
-    path = companion(checkpoint, next_epoch)
+    path = companion(checkpoint, len(run_token(logger)))
     if not path.is_file():
         return None
     state = torch.load(path, map_location=device, weights_only=True)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo.testing
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
@@ -141,3 +142,24 @@ def test_weights_are_copied_where_they_fit(kind):
 def test_other_networks_are_refused_with_a_sentence():
     with pytest.raises(NotImplementedError, match="Sequential of these plans has no encoder"):
         require_unet(nn.Sequential())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_taps_work_in_compiled_networks_without_recompiling(kind):
+    """Traced by torch.compile without its code generator, which is slow and needs a compiler."""
+    v, a = network(kind), make_auxiliary(network(kind), 4, 0.5, True, 8.0)
+    taps = FeatureTap(v), FeatureTap(a)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    for tap, module in zip(taps, (v, a), strict=True):
+        compiled = torch.compile(module, backend=counter)
+        before = None
+        for _ in range(3):
+            logits = compiled(torch.randn(2, 2, 32, 32, 32))[0]
+            features = tap.take()
+            layer = module.decoder.seg_layers[-1]
+            torch.testing.assert_close(nn.functional.conv3d(features, layer.weight, layer.bias), logits, rtol=1e-3, atol=1e-4)
+            features.sum().backward()
+            before = counter.frame_count if before is None else before
+            assert counter.frame_count == before
+        assert any(p.grad is not None and p.grad.any() for p in module.encoder.stages[0].parameters())
