@@ -15,6 +15,7 @@ from nnunet_caml.demo.commands import CommandError, CommandLine, PredictionWatch
 from nnunet_caml.demo.configuration import CONFIGURATION, FEATURES, add_configuration
 from nnunet_caml.demo.dataset import TEST_IMAGES, TEST_LABELS, write_dataset
 from nnunet_caml.demo.main import MARKER, claim_folder, environment
+from nnunet_caml.demo.schedules import EPOCHS, ITERATIONS_PER_EPOCH
 from nnunet_caml.demo.synthetic import EVERYONE, LABELS, NARROW, draw_case
 from nnunet_caml.unlabeled import RAW_FOLDER, list_folder
 
@@ -254,7 +255,7 @@ def test_whole_demo(tmp_path, capfd):
     folder = tmp_path / "demo"
     assert main(["demo", "-o", str(folder), "-device", "cpu"]) == 0
     results = json.loads((folder / "results.json").read_text())
-    assert results["iterations"] == 400
+    assert results["iterations"] == EPOCHS * ITERATIONS_PER_EPOCH
     for trainer in ("nnU-Net", "CAML"):
         dice = results["dice"][trainer]
         assert len(dice["cases"]) == len(list((folder / "predictions" / trainer).glob("*.nii.gz"))) == 12

@@ -19,7 +19,9 @@ def box(ax, x, y, w, h, text, face, edge=GREY, size=10, color="black"):
 def network(ax, x, y, color, name, upsampling):
     """An encoder and a decoder as two trapezia that meet at the bottleneck."""
     ax.add_patch(Polygon([(x, y), (x, y + 1.6), (x + 1.3, y + 1.15), (x + 1.3, y + 0.45)], fc=color, ec=color, alpha=0.85))
-    ax.add_patch(Polygon([(x + 1.5, y + 0.45), (x + 1.5, y + 1.15), (x + 2.8, y + 1.6), (x + 2.8, y)], fc=color, ec=color, alpha=0.85))
+    ax.add_patch(
+        Polygon([(x + 1.5, y + 0.45), (x + 1.5, y + 1.15), (x + 2.8, y + 1.6), (x + 2.8, y)], fc=color, ec=color, alpha=0.85)
+    )
     ax.text(x + 1.4, y + 1.82, name, ha="center", size=11, weight="bold", color=color)
     ax.text(x + 0.58, y + 0.8, "encoder", ha="center", va="center", color="white", size=9.5)
     ax.text(x + 2.2, y + 0.8, f"decoder\n{upsampling}", ha="center", va="center", color="white", size=8.5)
@@ -58,7 +60,16 @@ def main() -> None:
     arrow(ax, (8.05, 5.3), (8.05, 5.56))
     box(ax, 6.85, 0.0, 2.4, 0.7, "$L_s$: nnU-Net's loss\non labelled patches", LOSS, size=9)
     arrow(ax, (8.05, 1.2), (8.05, 0.74))
-    box(ax, 10.0, 2.75, 3.0, 0.95, "OCC, $L_o$: both describe an\nunlabelled voxel by the same\nsimilarities to the memory", LOSS, size=9)
+    box(
+        ax,
+        10.0,
+        2.75,
+        3.0,
+        0.95,
+        "OCC, $L_o$: both describe an\nunlabelled voxel by the same\nsimilarities to the memory",
+        LOSS,
+        size=9,
+    )
     box(ax, 10.35, 4.95, 2.3, 0.95, "memory of labelled\nembeddings,\n256 a class and step", "white", size=9)
     arrow(ax, (11.5, 4.9), (11.5, 3.75))
     arrow(ax, (5.5, 5.42), (10.3, 5.42), GREY, style="--")
