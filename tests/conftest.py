@@ -92,6 +92,8 @@ class Workspace:
             "nnUNet_def_n_proc": "1",
             # nnU-Net takes all cores on a CPU; where they are busy, threads that wait should not take what is left
             "OMP_WAIT_POLICY": "passive",
+            # lines are there when they are printed
+            "PYTHONUNBUFFERED": "1",
         }
 
     def start(self, *command: object, variables: dict[str, str] | None = None) -> subprocess.Popen:

@@ -171,7 +171,14 @@ def test_stopped_conversion_leaves_nothing(tmp_path, raw, stop):  # noqa: F811
     write(tmp_path / "i.nrrd", random_image(0))
     write(tmp_path / "l.nrrd", random_label(0).astype(np.uint8))
     command = [sys.executable, str(script), str(tmp_path), "--dataset-id", "7", "--labeled", "all", "-np", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts background jobs, and so perhaps these tests, with interrupts ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(600):
         if list(raw.rglob("*.nii.gz")):
             break
