@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,6 +34,7 @@ from nnunet_caml.unlabeled import (
     voxel_digest,
 )
 
+PROBE_BYTES = 2**22
 TEMPORARY_PREFIX = "tmp-"
 
 
@@ -128,9 +129,10 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
         temporary.mkdir(parents=True)
         manager = dataset.configuration_manager
         preprocessor = manager.preprocessor_class(verbose=False)
-        preprocessor.run_case_save(
-            str(temporary / case), [str(f) for f in files], None, dataset.plans_manager, manager, dataset.dataset_json
-        )
+        with single_blosc_thread():
+            preprocessor.run_case_save(
+                str(temporary / case), [str(f) for f in files], None, dataset.plans_manager, manager, dataset.dataset_json
+            )
         data_class = infer_dataset_class(str(temporary))
         # Reading back what was written finds a file cut short by a full disk.
         content = voxel_digest(data_class(str(temporary), [case]).load_case(case)[0])
@@ -141,9 +143,8 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
     except UnlabeledDataError as error:
         return str(error)
     except Exception as error:
-        free = shutil.disk_usage(dataset.folder).free
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if full or free < 2**20:
+        if is_full(temporary, error):
+            free = shutil.disk_usage(dataset.folder).free
             raise OSError(
                 errno.ENOSPC,
                 f"no space left while preprocessing unlabelled case {case} ({free / 2**30:.2f} GiB free). The cases "
@@ -154,6 +155,38 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return None
+
+
+@contextmanager
+def single_blosc_thread() -> Iterator[None]:
+    """Blosc2 writes its blocks in the order in which its threads finish them; with one thread, files are reproducible."""
+    before = os.environ.get("BLOSC_NTHREADS")
+    os.environ["BLOSC_NTHREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["BLOSC_NTHREADS"]
+        else:
+            os.environ["BLOSC_NTHREADS"] = before
+
+
+def is_full(folder: Path, error: Exception) -> bool:
+    """Whether ``error`` came from a full disk or a used up quota.
+
+    Blosc2 raises errors without a number when it cannot write, so what the error does not say is tried: writing
+    ``PROBE_BYTES`` to a file in ``folder``, which the caller removes.
+    """
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in numbers:
+        return True
+    if not folder.is_dir():
+        return False
+    try:
+        (folder / "probe").write_bytes(bytes(PROBE_BYTES))
+    except OSError as failure:
+        return failure.errno in numbers
+    return False
 
 
 def is_leftover(temporary: Path) -> bool:

@@ -4,7 +4,6 @@ Glue only. The vanilla network V is ``self.network``, built, validated, saved an
 else is ``self.caml`` (:class:`nnunet_caml.learning.MutualLearning`).
 """
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
@@ -13,18 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from batchgenerators.utilities.file_and_folder_operations import save_json
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_caml import checkpoints, progress
-from nnunet_caml.checks import cases_without_foreground, check_labeled, check_overlap
+from nnunet_caml.cascade import predict_for_next_stage, with_previous_stage
+from nnunet_caml.checks import check_labeled
 from nnunet_caml.consistency import consistency_loss, rampup
 from nnunet_caml.labels import LabelSpace
 from nnunet_caml.learning import MutualLearning, agreement_counts
@@ -32,18 +29,16 @@ from nnunet_caml.loading import PairedBatches, UnlabeledCases, labeled_loader, l
 from nnunet_caml.networks import (
     FeatureTap,
     SharedEncoderAuxiliary,
+    checkpoint_activations,
     copy_matching,
     make_auxiliary,
     require_unet,
     unwrap,
 )
-from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, UnlabeledDataError, UnlabeledDataset
+from nnunet_caml.preparation import prepare, split_few_cases
+from nnunet_caml.unlabeled import UnlabeledDataset
 
 __all__ = ["nnUNetTrainerCAML"]
-
-#: of nnUNetTrainer.do_split in nnU-Net 2.8.1
-NUM_FOLDS, SPLIT_SEED = 5, 12345
 
 
 class nnUNetTrainerCAML(nnUNetTrainer):
@@ -65,6 +60,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
     lambda_o: float = 0.05
     #: ramp-up of both weights, as a fraction of all iterations (paper: 0.4 with 5 % labelled, 0.2 with 10 %, 0.15 with 20 %)
     rampup_fraction: float = 0.2
+    #: first part of the training, as a fraction, in which both weights are 0 and the networks learn from labels alone (ours)
+    rampup_start_fraction: float = 0.0
     #: temperature of the consistency targets
     sharpening_temperature: float = 0.1
     #: stop the gradient through the sharpened side; the released code does not
@@ -93,6 +90,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
     memory_max_rows_per_class: int = 65536
     #: A uses V's encoder: cheaper (ours)
     share_encoder: bool = False
+    #: less memory for more time: both networks compute inner activations again for the gradient (ours)
+    activation_checkpointing: bool = False
     #: gradient norm to which V, A and the heads are clipped, each by itself (nnU-Net's)
     clip_norm: float = 12.0
     #: length of training in epochs; None is nnU-Net's 1000
@@ -120,32 +119,15 @@ class nnUNetTrainerCAML(nnUNetTrainer):
 
     def initialize(self) -> None:
         """V, its optimiser and the loss by nnU-Net; then A, heads and memory, and a second optimiser of the same kind."""
-        if self.is_cascaded:
-            raise NotImplementedError(
-                f"Configuration {self.configuration_name} is the second stage of a cascade. CAML would need the first "
-                f"stage's predictions of the unlabelled cases, which are not made yet. Train 3d_fullres or 3d_lowres."
-            )
         self.unlabeled = UnlabeledDataset.create(self.plans_manager, self.configuration_name, self.dataset_json)
         check_labeled(self.unlabeled)
         super().initialize()
         vanilla: Any = unwrap(self.network)
         require_unet(vanilla)
+        if self.activation_checkpointing:
+            checkpoint_activations(vanilla)
         self.labels = LabelSpace.from_label_manager(self.label_manager)
-        auxiliary: nn.Module = make_auxiliary(
-            self.build_network_architecture(
-                self.plans_manager,
-                self.configuration_manager,
-                self.num_input_channels,
-                self.label_manager.num_segmentation_heads,
-                self.enable_deep_supervision,
-            ),
-            self.attention_heads,
-            self.attention_dropout,
-            self.attention,
-            self.attention_downsampling,
-        )
-        if self.share_encoder:
-            auxiliary = SharedEncoderAuxiliary(auxiliary, vanilla.encoder)
+        auxiliary = self.build_auxiliary(vanilla)
         training_cases, _ = self.do_split()
         self.caml = MutualLearning(
             auxiliary,
@@ -173,6 +155,22 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             self.caml.auxiliary = DistributedDataParallel(self.caml.auxiliary, device_ids=ids)
         self._untrained = next(vanilla.parameters()).detach().clone()
 
+    def build_auxiliary(self, vanilla: nn.Module) -> nn.Module:
+        """A, on the CPU or wherever ``vanilla`` is."""
+        vanilla_like: Any = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        )
+        auxiliary = make_auxiliary(
+            vanilla_like, self.attention_heads, self.attention_dropout, self.attention, self.attention_downsampling
+        )
+        if self.activation_checkpointing:
+            checkpoint_activations(auxiliary)
+        return SharedEncoderAuxiliary(auxiliary, vanilla.get_submodule("encoder")) if self.share_encoder else auxiliary
+
     def heads(self) -> list[nn.Module]:
         """The heads of both networks."""
         return [self.caml.heads_v, self.caml.heads_a]
@@ -185,18 +183,9 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         Raises:
             UnlabeledDataError: If a fold is asked for and there is a single labelled case.
         """
-        splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
-        if self.fold != "all" and not splits_file.is_file():
-            dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-            cases = sorted(dataset_class.get_identifiers(self.preprocessed_dataset_folder))
-            if len(cases) == 1:
-                raise UnlabeledDataError(
-                    f"{cases[0]} is the only labelled case, which cannot be split into folds. Train fold `all`."
-                )
-            if len(cases) < NUM_FOLDS:
-                self.print_to_log_file(f"{len(cases)} labelled cases are split into {len(cases)} folds.")
-                splits = generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=len(cases))
-                save_json(splits, str(splits_file))
+        if self.fold != "all":
+            splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+            split_few_cases(self.preprocessed_dataset_folder, splits_file, self.print_to_log_file)
         return super().do_split()
 
     def prepare_unlabeled(self) -> None:
@@ -208,7 +197,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         problem = None
         if self.local_rank == 0:
             try:
-                self._prepare_unlabeled()
+                prepare(self.unlabeled, self.preprocessed_dataset_folder, self.do_split(), self.print_to_log_file)
             except Exception as error:
                 problem = error
         if self.is_ddp:
@@ -222,39 +211,17 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             self.print_to_log_file(f"ERROR: {problem}", also_print_to_console=False)
             raise problem
 
-    def _prepare_unlabeled(self) -> None:
-        check_labeled(self.unlabeled)
-        raw = self.unlabeled.raw_cases()
-        labeled_class = infer_dataset_class(self.preprocessed_dataset_folder)
-        labeled = labeled_class.get_identifiers(self.preprocessed_dataset_folder)
-        training, validation = (labeled_class(self.preprocessed_dataset_folder, list(k)) for k in self.do_split())
-        # before hours of preprocessing: what can be known from names
-        if clash := sorted(set(raw) & set(labeled)):
-            check_overlap(self.unlabeled, clash, labeled, validation)
-        if empty := cases_without_foreground(training):
-            self.print_to_log_file(
-                f"WARNING: no foreground in {len(empty)} labelled training case(s): {', '.join(empty)}. If they should "
-                f"have some, check their label files."
-            )
-        done = preprocess(self.unlabeled, min(default_num_processes, os.cpu_count() or 1))
-        usable = self.unlabeled.usable_cases()
-        if not usable:
-            raise UnlabeledDataError(
-                f"There are no unlabelled cases for {self.plans_manager.dataset_name}. Put images into "
-                f"{self.unlabeled.raw_folder or '$nnUNet_raw/' + self.plans_manager.dataset_name}/{RAW_FOLDER}, named "
-                f'like those in imagesTr, or list them under "{DATASET_KEY}" in dataset.json '
-                f'({{case: {{"images": [...]}}}}). To train without unlabelled cases, use -tr nnUNetTrainer.'
-            )
-        check_overlap(self.unlabeled, usable, labeled, validation)
-        self.print_to_log_file(
-            f"{len(training.identifiers)} labelled and {len(usable)} unlabelled training cases ({done} preprocessed now)."
-        )
-
     def get_dataloaders(self) -> tuple:
         """nnU-Net's loaders; the one for training also gives unlabelled patches (:class:`PairedBatches`)."""
+        previous = self.folder_with_segs_from_previous_stage
+        names = self.unlabeled.usable_cases()
+        if previous is not None:
+            of_labeled = [case for part in self.do_split() for case in part]
+            stage = self.configuration_manager.previous_stage_name
+            names = with_previous_stage(previous, stage, of_labeled, names, self.print_to_log_file)
         labeled, validation = super().get_dataloaders()
-        dataset_class = infer_dataset_class(str(self.unlabeled.folder))
-        cases = UnlabeledCases(dataset_class(str(self.unlabeled.folder), self.unlabeled.usable_cases()))
+        folder = str(self.unlabeled.folder)
+        cases = UnlabeledCases(infer_dataset_class(folder)(folder, names, previous))
         unlabeled = like(labeled, unlabeled_loader(labeled_loader(labeled), cases))
         next(unlabeled)  # starts the workers, as nnU-Net does with its own
         return PairedBatches(labeled, unlabeled), validation
@@ -296,8 +263,9 @@ class nnUNetTrainerCAML(nnUNetTrainer):
 
     def current_weights(self) -> tuple[float, float]:
         """``lambda_c`` and ``lambda_o`` at the present iteration."""
-        length = self.rampup_fraction * self.num_epochs * self.num_iterations_per_epoch
-        factor = rampup(self.iteration, length)
+        total = self.num_epochs * self.num_iterations_per_epoch
+        since = self.iteration - self.rampup_start_fraction * total
+        factor = rampup(since, self.rampup_fraction * total) if since >= 0 else 0.0
         return self.lambda_c * factor, self.lambda_o * factor
 
     def train_step(self, batch: dict) -> dict:
@@ -434,6 +402,11 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         }
         progress.log(self.logger, values, self.current_epoch)
         self.print_to_log_file(progress.describe(values))
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's; the first stage of a cascade then predicts this fold's share of the unlabelled cases for the next."""
+        super().perform_actual_validation(save_probabilities)
+        predict_for_next_stage(self)
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()

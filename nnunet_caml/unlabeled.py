@@ -207,7 +207,7 @@ class CaseState:
     def read(cls, file: Path) -> "CaseState | None":
         """The state in ``file``, or ``None`` if there is none or it is not readable as one."""
         try:
-            return cls(**json.loads(file.read_text()))
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 

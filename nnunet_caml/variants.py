@@ -11,6 +11,7 @@ __all__ = [
     "nnUNetTrainerCAML_250epochs",
     "nnUNetTrainerCAML_50epochs",
     "nnUNetTrainerCAML_5epochs",
+    "nnUNetTrainerCAML_lateStart",
     "nnUNetTrainerCAML_noCMA",
     "nnUNetTrainerCAML_noCMA_noOCC",
     "nnUNetTrainerCAML_noOCC",
@@ -64,6 +65,19 @@ class nnUNetTrainerCAML_250epochs(nnUNetTrainerCAML):
     """250 epochs."""
 
     epochs = 250
+
+
+class nnUNetTrainerCAML_lateStart(nnUNetTrainerCAML):
+    """For short trainings: the networks learn from labels alone first, with nnU-Net's full weight.
+
+    With the paper's settings the consistency gains weight before a short training has found all classes, and then each
+    network's mistakes are the other's targets. Here V learns as plain nnU-Net does for the first 40 % of the training.
+    """
+
+    supervised_weight = 1.0
+    rampup_start_fraction = 0.4
+    rampup_fraction = 0.3
+    detach_consistency_target = True
 
 
 class nnUNetTrainerCAML_noCMA(nnUNetTrainerCAML):

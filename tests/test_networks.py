@@ -14,6 +14,7 @@ from nnunet_caml.networks import (
     InterpolatingUpsample,
     SharedEncoderAuxiliary,
     attention_stage,
+    checkpoint_activations,
     copy_matching,
     make_auxiliary,
     require_unet,
@@ -163,3 +164,31 @@ def test_taps_work_in_compiled_networks_without_recompiling(kind):
             before = counter.frame_count if before is None else before
             assert counter.frame_count == before
         assert any(p.grad is not None and p.grad.any() for p in module.encoder.stages[0].parameters())
+
+
+@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_activation_checkpointing_gives_the_same_gradients_with_less_kept(kind: str):
+    plain = make_auxiliary(network(kind), 4, 0.5, True, 8.0).double()
+    frugal = copy.deepcopy(plain)
+    checkpoint_activations(frugal)
+    assert list(frugal.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 2, 32, 32, 32, dtype=torch.float64)
+    gradients, kept = [], []
+    for net in (plain, frugal):
+        storages: dict[int, int] = {}
+
+        def keep(t: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            loss = sum(o.square().mean() for o in net(x))
+        kept.append(sum(storages.values()))
+        loss.backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert kept[1] < 0.7 * kept[0]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(x)[0], frugal.eval()(x)[0])

@@ -4,6 +4,7 @@ import inspect
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
@@ -11,7 +12,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import find_objects
 from torch._dynamo import OptimizedModule
 
-from nnunet_caml.trainer import NUM_FOLDS, SPLIT_SEED, nnUNetTrainerCAML
+from nnunet_caml.cascade import PREDICTED
+from nnunet_caml.preparation import NUM_FOLDS, SPLIT_SEED
+from nnunet_caml.trainer import nnUNetTrainerCAML
 
 
 def source(thing: object) -> str:
@@ -74,6 +77,17 @@ def test_preprocessor_takes_a_case_without_a_label():
         "output_filename_truncated",
         "image_files",
         "seg_file",
+    ]
+
+
+def test_cascade():
+    text = source(nnUNetTrainer.perform_actual_validation)
+    assert f"join(self.output_folder_base, '{PREDICTED}', n)" in text
+    assert "resample_and_save, (" in text
+    assert f"self.configuration_manager.previous_stage_name, '{PREDICTED}', self.configuration_name)" in source(nnUNetTrainer)
+    assert list(inspect.signature(resample_and_save).parameters) == [
+        *("predicted", "target_shape", "output_file", "plans_manager", "configuration_manager", "properties_dict"),
+        *("dataset_json_dict_or_file", "num_threads_torch", "dataset_class"),
     ]
 
 

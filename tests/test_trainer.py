@@ -206,16 +206,6 @@ def test_labelled_case_without_foreground_is_named(workspace: Workspace, make_tr
         trainer.on_train_start()
 
 
-def test_cascade_is_refused(workspace: Workspace, make_trainer):
-    file = workspace.preprocessed / "nnUNetPlans.json"
-    plans = json.loads(file.read_text())
-    plans["configurations"]["3d_tiny"]["next_stage"] = "stage2"
-    plans["configurations"]["stage2"] = {"inherits_from": "3d_tiny", "previous_stage": "3d_tiny"}
-    file.write_text(json.dumps(plans))
-    with pytest.raises(NotImplementedError, match=r"stage2 is the second stage of a cascade"):
-        make_trainer(configuration="stage2").on_train_start()
-
-
 def test_a_single_labelled_case_cannot_be_split(workspace: Workspace, make_trainer):
     for case in ("tr_1", "tr_2", "tr_3"):
         for file in (workspace.preprocessed / "nnUNetPlans_3d_fullres").glob(f"{case}*"):

@@ -92,7 +92,6 @@ class CommandLine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             # progress bars begin each of their states with a carriage return, which text mode takes for the end of a line
-            text=True,
             encoding="utf-8",
             errors="replace",
         )

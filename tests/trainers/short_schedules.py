@@ -30,3 +30,17 @@ class nnUNetTrainerCAMLShort(Short, nnUNetTrainerCAML):
 
 class nnUNetTrainerCAMLShort_sharedEncoder(Short, nnUNetTrainerCAML_sharedEncoder):
     pass
+
+
+class nnUNetTrainerCAMLOneEpoch(nnUNetTrainerCAML):
+    """One epoch of three iterations."""
+
+    memory_per_class = 16
+    epochs = 1
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_iterations_per_epoch = 3
+        self.num_val_iterations_per_epoch = 1

@@ -1,0 +1,180 @@
+"""Cascades: the first stage's predictions of unlabelled cases.
+
+nnU-Net predicts a labelled case for the next stage when a fold validates it. Unlabelled cases are validated by no fold, so
+the folds share them: of ``n`` folds, fold ``i`` predicts every ``n``-th case, from the ``i``-th on; fold ``all`` predicts
+all. They are made by nnU-Net's functions and lie where those of the labelled cases do, in ``predicted_next_stage/`` of
+the trainer's model folder; the second stage loads both alike.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.export_prediction import resample_and_save
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from tqdm import tqdm
+
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
+
+__all__ = ["PREDICTED", "fold_share", "predict_for_next_stage", "with_previous_stage"]
+
+#: nnU-Net's folder for them
+PREDICTED = "predicted_next_stage"
+ENDINGS = (".b2nd", ".npz", ".npy")
+BARRIER_EVERY = 20
+
+
+def fold_share(cases: Sequence[str], fold: Any, splits_file: Path) -> list[str]:
+    """The unlabelled cases that a fold predicts.
+
+    Args:
+        cases: Identifiers.
+        fold: Number of the fold, or ``"all"``.
+        splits_file: nnU-Net's ``splits_final.json``.
+    """
+    ordered = sorted(cases)
+    if fold == "all" or not splits_file.is_file():
+        return ordered
+    folds = len(json.loads(splits_file.read_text(encoding="utf-8")))
+    return ordered[int(fold) % folds :: folds]
+
+
+def predict_for_next_stage(trainer: Any) -> None:
+    """Predicts this fold's share of the unlabelled cases for every next stage.
+
+    Predictions newer than the final checkpoint are kept, so ``--val`` continues what was interrupted. Under several GPUs
+    every rank does its part.
+
+    Args:
+        trainer: An ``nnUNetTrainerCAML`` after its validation, whose network is V.
+    """
+    stages = trainer.configuration_manager.next_stage_names
+    if not stages:
+        return
+    targets = {n: UnlabeledDataset.create(trainer.plans_manager, n, trainer.dataset_json) for n in stages}
+    if trainer.local_rank == 0:
+        for target in targets.values():
+            preprocess(target, min(default_num_processes, os.cpu_count() or 1))
+    if trainer.is_ddp:
+        dist.barrier()
+    splits_file = Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json"
+    share = fold_share(trainer.unlabeled.usable_cases(), trainer.fold, splits_file)
+    share = [case for case in share if not _is_predicted(trainer, case, stages)]
+    ranks = dist.get_world_size() if trainer.is_ddp else 1
+    mine = share[trainer.local_rank :: ranks]
+    trainer.print_to_log_file(f"{len(share)} unlabelled cases are predicted for {', '.join(stages)}.")
+    trainer.network.eval()
+    trainer.set_deep_supervision_enabled(False)
+    with ProcessPoolExecutor(max(1, default_num_processes), multiprocessing.get_context("spawn")) as pool:
+        waiting: list[Future] = []
+        for number, case in enumerate(tqdm(mine, "Predicting unlabelled cases", disable=trainer.local_rank != 0)):
+            waiting += [pool.submit(resample_and_save, *task) for task in _tasks(trainer, case, targets)]
+            while len(waiting) > 2 * default_num_processes:
+                waiting.pop(0).result()
+            # NCCL gives up after minutes without a sign of the others
+            if trainer.is_ddp and (number + 1) % BARRIER_EVERY == 0 and number < len(share) // ranks:
+                dist.barrier()
+        for future in waiting:
+            future.result()
+    if trainer.is_ddp:
+        dist.barrier()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+
+
+def _is_predicted(trainer: Any, case: str, stages: Sequence[str]) -> bool:
+    checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
+    if not checkpoint.is_file():
+        return False
+    files = [_prediction(Path(trainer.output_folder_base) / PREDICTED / stage, case) for stage in stages]
+    return all(file is not None and file.stat().st_mtime > checkpoint.stat().st_mtime for file in files)
+
+
+def _prediction(folder: Path, case: str) -> Path | None:
+    return next((folder / (case + e) for e in ENDINGS if (folder / (case + e)).is_file()), None)
+
+
+def _tasks(trainer: Any, case: str, targets: dict[str, UnlabeledDataset]) -> list[tuple]:
+    """Arguments of ``resample_and_save`` for each next stage, with the logits of a case."""
+    dataset = infer_dataset_class(str(trainer.unlabeled.folder))(
+        str(trainer.unlabeled.folder), [case], trainer.folder_with_segs_from_previous_stage
+    )
+    data, _, previous, properties = dataset.load_case(case)
+    data = data[:]
+    if previous is not None:
+        one_hot = convert_labelmap_to_one_hot(previous[:], trainer.label_manager.foreground_labels, output_dtype=data.dtype)
+        data = np.vstack((data, one_hot))
+    predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
+    predictor.manual_initialization(
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        None,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.array(data))).cpu()
+    tasks = []
+    for stage, target in targets.items():
+        dataset_class = infer_dataset_class(str(target.folder))
+        shape = dataset_class(str(target.folder), [case]).load_case(case)[0].shape[1:]
+        folder = Path(trainer.output_folder_base) / PREDICTED / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        tasks.append(
+            (
+                logits,
+                shape,
+                str(folder / case),
+                trainer.plans_manager,
+                trainer.configuration_manager,
+                properties,
+                trainer.dataset_json,
+                1,
+                dataset_class,
+            )
+        )
+    return tasks
+
+
+def with_previous_stage(
+    folder: str, stage: str, labeled: Sequence[str], unlabeled: Sequence[str], say: Callable[[str], None]
+) -> list[str]:
+    """The unlabelled cases that the first stage has predicted.
+
+    Args:
+        folder: nnU-Net's folder of these predictions.
+        stage: Name of the first stage's configuration, for the message.
+        labeled: Labelled cases, training and validation; each needs a prediction.
+        unlabeled: Unlabelled cases; those without one are left out, with a warning.
+        say: Prints to the log.
+
+    Raises:
+        UnlabeledDataError: A labelled case has no prediction, or no unlabelled case has.
+    """
+    way_out = (
+        f"Train every fold of {stage} (or fold all) with the same trainer first; for cases that were added since, call its "
+        f"nnUNetv2_train again with --val."
+    )
+    for case in labeled:
+        if _prediction(Path(folder), case) is None:
+            raise UnlabeledDataError(f"Labelled case {case} has no prediction of the first stage in {folder}. {way_out}")
+    usable = [case for case in unlabeled if _prediction(Path(folder), case) is not None]
+    if not usable:
+        raise UnlabeledDataError(f"No unlabelled case has a prediction of the first stage in {folder}. {way_out}")
+    if missing := sorted(set(unlabeled) - set(usable)):
+        say(
+            f"WARNING: {len(missing)} unlabelled cases, such as {missing[0]}, have no prediction of the first stage in "
+            f"{folder} and are left out. {way_out}"
+        )
+    return usable

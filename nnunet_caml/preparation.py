@@ -1,0 +1,84 @@
+"""What happens to the data before a training starts: the split of few cases, checks, and preprocessing of unlabelled ones."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from nnunet_caml.checks import cases_without_foreground, check_labeled, check_overlap
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, UnlabeledDataError, UnlabeledDataset
+
+__all__ = ["prepare", "split_few_cases"]
+
+#: of nnUNetTrainer.do_split in nnU-Net 2.8.1
+NUM_FOLDS, SPLIT_SEED = 5, 12345
+
+
+def split_few_cases(folder: str, splits_file: Path, say: Callable[[str], None]) -> None:
+    """Writes ``splits_final.json`` for fewer cases than nnU-Net's five folds, each case a fold; else leaves it to nnU-Net.
+
+    Args:
+        folder: The preprocessed labelled cases.
+        splits_file: Where nnU-Net looks for it.
+        say: Prints to the log.
+
+    Raises:
+        UnlabeledDataError: There is a single labelled case.
+    """
+    if splits_file.is_file():
+        return
+    cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
+    if len(cases) == 1:
+        raise UnlabeledDataError(f"{cases[0]} is the only labelled case, which cannot be split into folds. Train fold `all`.")
+    if len(cases) < NUM_FOLDS:
+        say(f"{len(cases)} labelled cases are split into {len(cases)} folds.")
+        save_json(generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=len(cases)), str(splits_file))
+
+
+def prepare(
+    unlabeled: UnlabeledDataset,
+    folder: str,
+    split: tuple[Sequence[str], Sequence[str]],
+    say: Callable[[str], None],
+) -> None:
+    """Checks the data and preprocesses unlabelled cases that are not done yet.
+
+    Args:
+        unlabeled: The unlabelled cases.
+        folder: The preprocessed labelled cases.
+        split: Identifiers of the training and of the validation cases.
+        say: Prints to the log.
+
+    Raises:
+        UnlabeledDataError: With a sentence per problem.
+    """
+    check_labeled(unlabeled)
+    raw = unlabeled.raw_cases()
+    labeled_class = infer_dataset_class(folder)
+    labeled = labeled_class.get_identifiers(folder)
+    training, validation = (labeled_class(folder, list(cases)) for cases in split)
+    # before hours of preprocessing: what can be known from names
+    if clash := sorted(set(raw) & set(labeled)):
+        check_overlap(unlabeled, clash, labeled, validation)
+    if empty := cases_without_foreground(training):
+        say(
+            f"WARNING: no foreground in {len(empty)} labelled training case(s): {', '.join(empty)}. If they should have "
+            f"some, check their label files."
+        )
+    done = preprocess(unlabeled, min(default_num_processes, os.cpu_count() or 1))
+    usable = unlabeled.usable_cases()
+    if not usable:
+        name = unlabeled.plans_manager.dataset_name
+        raise UnlabeledDataError(
+            f"There are no unlabelled cases for {name}. Put images into "
+            f"{unlabeled.raw_folder or '$nnUNet_raw/' + name}/{RAW_FOLDER}, named like those in imagesTr, or list them "
+            f'under "{DATASET_KEY}" in dataset.json ({{case: {{"images": [...]}}}}). To train without unlabelled cases, '
+            f"use -tr nnUNetTrainer."
+        )
+    check_overlap(unlabeled, usable, labeled, validation)
+    say(f"{len(training.identifiers)} labelled and {len(usable)} unlabelled training cases ({done} preprocessed now).")

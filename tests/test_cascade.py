@@ -1,0 +1,82 @@
+"""The cascade: the first stage predicts unlabelled cases, too, and the second learns from both."""
+
+import json
+from pathlib import Path
+
+import blosc2
+import pytest
+from conftest import NAME, Workspace
+
+from nnunet_caml.cascade import fold_share, with_previous_stage
+from nnunet_caml.unlabeled import UnlabeledDataError
+
+TRAINER = "nnUNetTrainerCAMLOneEpoch"
+
+
+def add_cascade(plans_file: Path) -> None:
+    """As nnU-Net plans a cascade for large images."""
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    plans["configurations"]["3d_lowres"] = {
+        "inherits_from": "3d_tiny",
+        "data_identifier": "nnUNetPlans_3d_lowres",
+        "spacing": [2.0, 1.5, 1.5],
+        "next_stage": "3d_cascade_fullres",
+    }
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_tiny", "previous_stage": "3d_lowres"}
+    plans_file.write_text(json.dumps(plans), encoding="utf-8")
+
+
+def test_both_stages(workspace: Workspace):
+    add_cascade(workspace.preprocessed / "nnUNetPlans.json")
+    command = f"nnUNetv2_train 101 {{}} {{}} -tr {TRAINER} -device cpu"
+    workspace.call(*["nnUNetv2_preprocess", "-d", "101", "-c", "3d_lowres", "-np", "1"])
+    model = workspace.results / NAME / f"{TRAINER}__nnUNetPlans__3d_lowres"
+    # not without the first stage
+    with pytest.raises(UnlabeledDataError, match=r"tr_\d has no prediction of the first stage .* Train every fold"):
+        workspace.call(*command.format("3d_cascade_fullres", "all").split())
+    workspace.call(*command.format("3d_lowres", "all").split())
+    predicted = model / "predicted_next_stage" / "3d_cascade_fullres"
+    assert sorted(f.stem for f in predicted.glob("*.b2nd")) == [f"{k}_{i}" for k, n in (("tr", 4), ("un", 5)) for i in range(n)]
+    full = workspace.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / "un_0.b2nd"
+    assert blosc2.open(str(predicted / "un_0.b2nd")).shape == blosc2.open(str(full)).shape[1:]
+
+    # --val again: what is newer than the checkpoint is kept, what is missing is made
+    (predicted / "un_3.b2nd").unlink()
+    before = (predicted / "un_1.b2nd").stat().st_mtime_ns
+    workspace.call(*command.format("3d_lowres", "all").split(), "--val")
+    assert (predicted / "un_3.b2nd").is_file()
+    assert (predicted / "un_1.b2nd").stat().st_mtime_ns == before
+
+    workspace.call(*command.format("3d_cascade_fullres", "all").split())
+    low, high = workspace.root / "low", workspace.root / "high"
+    images = ["-i", workspace.raw / "imagesTs", "-d", 101, "-tr", TRAINER]
+    options = ["-f", "all", "-device", "cpu", "-npp", "0", "-nps", "0", "--disable_tta"]
+    workspace.call("nnUNetv2_predict", *images, "-c", "3d_lowres", "-o", low, *options)
+    workspace.call(
+        "nnUNetv2_predict", *images, "-c", "3d_cascade_fullres", "-o", high, "-prev_stage_predictions", low, *options
+    )
+    assert len(list(high.glob("ts_*.nii.gz"))) == 2
+
+
+def test_folds_share_the_unlabelled_cases(tmp_path: Path):
+    cases = [f"case{i:02d}" for i in range(11)]
+    splits = tmp_path / "splits_final.json"
+    assert fold_share(cases, 2, splits) == cases
+    splits.write_text(json.dumps([{}] * 3))
+    shares = [fold_share(cases, fold, splits) for fold in range(3)]
+    assert sorted(case for share in shares for case in share) == cases
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert fold_share(cases, "all", splits) == cases
+
+
+def test_cases_without_a_prediction(tmp_path: Path):
+    for name in ("tr_0.b2nd", "un_0.b2nd", "un_2.npz"):
+        (tmp_path / name).touch()
+    said: list[str] = []
+    usable = with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0"], ["un_0", "un_1", "un_2"], said.append)
+    assert usable == ["un_0", "un_2"]
+    assert "1 unlabelled cases, such as un_1" in said[0]
+    with pytest.raises(UnlabeledDataError, match="tr_9 has no prediction"):
+        with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0", "tr_9"], ["un_0"], said.append)
+    with pytest.raises(UnlabeledDataError, match="No unlabelled case"):
+        with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0"], ["un_1"], said.append)
