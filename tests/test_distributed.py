@@ -1,0 +1,50 @@
+"""Several processes: both networks stay the same everywhere, each rank has its own data. On the CPU, with gloo."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Workspace
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+
+
+@pytest.mark.parametrize(
+    "trainer", ["nnUNetTrainerCAMLShort", pytest.param("nnUNetTrainerCAMLShort_sharedEncoder", marks=pytest.mark.slow)]
+)
+def test_two_ranks(workspace: Workspace, tmp_path: Path, trainer: str):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    files = [tmp_path / f"rank{rank}.pt" for rank in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), "2", port, trainer, str(files[rank])],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)[-4000:]
+    first, second = (torch.load(file, weights_only=False) for file in files)
+    for part in ("V", "A"):
+        for name, value in first[part].items():
+            torch.testing.assert_close(value, second[part][name], rtol=0, atol=0, msg=f"{part} {name}")
+    for ours, theirs in zip(first["heads"], second["heads"], strict=True):
+        for name, value in ours.items():
+            torch.testing.assert_close(value, theirs[name], rtol=0, atol=0, msg=name)
+    assert first["batch_size"] == second["batch_size"] == 1, "the plans' batch is shared between the ranks"
+    assert first["supervised"] == second["supervised"], "the log is of all ranks"
+    # every rank visits every case by and by; after eight patches each has seen at least one
+    assert all((rank["memory"].sum(1) > 0).any() for rank in (first, second))
+    fold = workspace.fold(trainer)
+    assert (fold / "checkpoint_final.pth").is_file()
+    assert (fold / "validation" / "summary.json").is_file()
+    assert sum("preprocessed now" in output for output in outputs) == 1, "one rank prepares the data"
