@@ -71,7 +71,8 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
             raise ConversionError(f"{source} has no folder imagesTr: SOURCE should be a folder DatasetXXX_Name.")
         for identifier, images in channel_files(source / "imagesTr", ending):
             yield Case(identifier, images, source / "labelsTr" / f"{identifier}{ending}")
-    for identifier, images in channel_files(source / "imagesTs", ending):
+    tests = [] if options.without_test else channel_files(source / "imagesTs", ending)
+    for identifier, images in tests:
         label = source / "labelsTs" / f"{identifier}{ending}"
         yield Case(identifier, images, label if label.exists() else None, test=True)
     for identifier, images in channel_files(source / "imagesUn", ending):
@@ -88,4 +89,10 @@ def channel_files(folder: Path, ending: str) -> Iterable[tuple[str, list[Path]]]
 
 
 if __name__ == "__main__":
-    main(find, dataset, argument_parser(__doc__))
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--without-test",
+        action="store_true",
+        help="leave the cases in imagesTs out, so that choices can be made on others (see --test)",
+    )
+    main(find, dataset, parser)

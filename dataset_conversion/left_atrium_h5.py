@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 from left_atrium import DATASET, LABELED_HELP, case_lists
-
 from nnunet_caml.conversion import Case, ConversionError, argument_parser, main, read_h5
 
 FOLDER, FILE = "2018LA_Seg_Training Set", "mri_norm2.h5"

@@ -175,7 +175,7 @@ def test_stopped_conversion_leaves_nothing(tmp_path, raw, stop):  # noqa: F811
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         # a shell starts background jobs, and so perhaps these tests, with interrupts ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

@@ -163,7 +163,7 @@ def run(script: str | Path, *arguments: object) -> None:
 
 def run_as_user(script: str | Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8", timeout=120)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -440,12 +440,14 @@ def test_documented_converters_run(tmp_path, raw):
 
 @needs["left_atrium"]
 @needs["left_atrium_h5"]
-def test_both_left_atrium_layouts_agree_on_real_data(tmp_path, raw):
+def test_both_left_atrium_layouts_agree_on_real_data(tmp_path, raw, monkeypatch):
     pytest.importorskip("h5py")
     lists = SHARED / "left_atrium_h5"
     run("left_atrium_h5.py", lists, "--dataset-id", 28, "--labeled", 4)
     run("left_atrium.py", SHARED / "left_atrium", "--lists", lists, "--dataset-id", 27, "--labeled", 4)
     h5, nrrd = raw / "Dataset028_LeftAtrium", raw / "Dataset027_LeftAtrium"
+    verify(h5, monkeypatch)
+    verify(nrrd, monkeypatch)
     images = sorted(path.relative_to(h5) for path in h5.glob("images*/*"))
     labels = sorted(path.relative_to(h5) for path in h5.glob("labels*/*"))
     assert (len(images), len(labels)) == (6, 6)
@@ -461,7 +463,7 @@ def test_both_left_atrium_layouts_agree_on_real_data(tmp_path, raw):
 
 
 @needs["hippocampus"]
-def test_hippocampus(tmp_path, raw):
+def test_hippocampus(tmp_path, raw, monkeypatch):
     run("decathlon.py", SHARED / "hippocampus" / "Task04_Hippocampus", "--dataset-id", 4, "--labeled", 10, "--test", 40)
     target = raw / "Dataset004_Hippocampus"
     split = split_of(target)
@@ -469,3 +471,4 @@ def test_hippocampus(tmp_path, raw):
     name = split["labeled"][0]
     original = SHARED / "hippocampus" / "Task04_Hippocampus" / "labelsTr" / f"{name}.nii.gz"
     np.testing.assert_array_equal(voxels(target / "labelsTr" / f"{name}.nii.gz"), voxels(original))
+    verify(target, monkeypatch)

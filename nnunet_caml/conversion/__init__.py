@@ -31,11 +31,14 @@ What holds for every data set written:
   1e-6 of itself or 1e-6 mm, whichever is more; a file where that fails is an error. With ``--link``, where all source
   files share one other ending that nnU-Net reads (``.nrrd``, ``.mha``, ...), the data set takes that ending instead,
   because nnU-Net wants the same one for all images and labels and a link cannot change it.
+- Where a converter says so (``Dataset.in_place``), ``--link`` names unlabelled files in the entry ``unlabeled`` of
+  ``dataset.json`` and leaves them where they are.
 """
 
 from nnunet_caml.conversion.cases import Case, ConversionError, Dataset, Split, draw_split, find_images, read_list
 from nnunet_caml.conversion.commandline import argument_parser, main
 from nnunet_caml.conversion.reading import read_h5, read_image
+from nnunet_caml.conversion.searching import find_files
 from nnunet_caml.conversion.writer import Summary, convert
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "argument_parser",
     "convert",
     "draw_split",
+    "find_files",
     "find_images",
     "main",
     "read_h5",

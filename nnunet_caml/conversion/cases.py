@@ -25,12 +25,21 @@ class Case:
         images: One file for each channel in the order of ``Dataset.channel_names``; a 4-D file stands for all channels.
         label: The segmentation, ``None`` if the case has none. It has to exist if it is named.
         test: The source itself says that this is a test case.
+        patient: Cases of one patient are labelled, or held out, together, and counted as one; ``""`` for a case of its own.
+        frame: Which volume of a 4-D file the case is, from 0, where the fourth axis is time and not channels.
     """
 
     identifier: str
     images: Sequence[Path]
     label: Path | None = None
     test: bool = False
+    patient: str = ""
+    frame: int | None = None
+
+    @property
+    def unit(self) -> str:
+        """What is drawn by lot and never divided: the patient, or else the case."""
+        return self.patient or self.identifier
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Dataset:
         read_label: The same for labels.
         file_ending: Of the data set's files.
         ordered: The labelled cases are the first ones in the source's order instead of being drawn by lot.
+        in_place: With ``--link``, unlabelled files that need no conversion stay where they are, and the entry
+            ``unlabeled`` of ``dataset.json`` names them; for data sets of thousands of unlabelled files.
         licence: Of the data, for ``dataset.json``, like ``reference``, the data's origin.
         further: More entries of ``dataset.json``.
     """
@@ -59,6 +70,7 @@ class Dataset:
     read_label: Reader = read_image
     file_ending: str = ".nii.gz"
     ordered: bool = False
+    in_place: bool = False
     licence: str = ""
     reference: str = ""
     further: Mapping[str, Any] = field(default_factory=dict)
@@ -118,12 +130,14 @@ def draw_split(
 
     All candidates are shuffled once; the first ``test`` of them are held out and the next ``labeled`` keep their label.
     So the test cases do not depend on ``labeled``, and with the same seed fewer labels are a subset of more. The order
-    depends on the seed and the set of identifiers only, on any machine.
+    depends on the seed and the set of identifiers only, on any machine. Where cases name their patient, patients are
+    drawn and counted. Whatever else there is of a test patient becomes a test case, too, lest the network see it.
 
     Args:
         cases: All cases found.
         labeled: How many keep their label; ``None`` for all.
-        labeled_cases: Exactly those that keep it, instead of ``labeled``; they are never held out.
+        labeled_cases: Exactly those that keep it, instead of ``labeled``; they are never held out. A patient's name
+            stands for all of the patient's cases.
         test: How many cases with a label to hold out, besides those that the source marks as test cases.
         seed: Of the lot.
         ordered: No lot: candidates come in the order given.
@@ -132,34 +146,53 @@ def draw_split(
         ConversionError: Two cases share an identifier, a listed case is unknown or has no label, or more cases are
             asked for than there are.
     """
-    candidates = [case.identifier for case in cases if case.label is not None and not case.test]
-    check_identifiers(cases, labeled_cases or [], candidates)
+    tested = {case.unit for case in cases if case.test}
+    units: dict[str, list[str]] = defaultdict(list)  # the cases of each candidate
+    for case in cases:
+        if case.label is not None and case.unit not in tested:
+            units[case.unit].append(case.identifier)
+    known = {case.identifier for case in cases}
+    listed = [
+        identifier for name in labeled_cases or [] for identifier in ([name] if name in known else units.get(name, [name]))
+    ]
+    check_identifiers(cases, listed, [identifier for group in units.values() for identifier in group])
+    for unit, group in units.items():
+        missing = set(group) - set(listed)
+        if missing and len(missing) < len(group):
+            raise ConversionError(
+                f"The list of labelled cases names a part of {unit} only, without {min(missing)}: all cases of a patient "
+                f"have to be labelled or none, so list the others, too, or just {unit}."
+            )
+    candidates = list(units)
     if not ordered:
         lot = random.Random(seed)
-        drawn = {identifier: lot.random() for identifier in sorted(candidates)}
+        drawn = {unit: lot.random() for unit in sorted(candidates)}
         candidates.sort(key=drawn.__getitem__)
-    kept = set(labeled_cases or [])
-    held_out = [identifier for identifier in candidates if identifier not in kept][:test]
-    rest = [identifier for identifier in candidates if identifier not in held_out]
+    kept = {unit for unit in candidates if set(units[unit]) & set(listed)}
+    held_out = [unit for unit in candidates if unit not in kept][:test]
+    rest = [unit for unit in candidates if unit not in held_out]
+    what = "patients" if any(case.patient for case in cases) else "cases"
     if len(held_out) < test:
-        raise ConversionError(f"--test {test} asks for more cases than the {len(held_out)} that have a label to spare.")
+        raise ConversionError(f"--test {test} asks for more {what} than the {len(held_out)} that have a label to spare.")
     if labeled_cases is None:
         count = len(rest) if labeled is None else labeled
         if not 0 < count <= len(rest):
             raise ConversionError(
-                f"--labeled {count} is not possible: there are {len(rest)} cases with a label besides the test cases, "
+                f"--labeled {count} is not possible: there are {len(rest)} {what} with a label besides the test {what}, "
                 f"so ask for 1 to {len(rest)}."
                 if rest
                 else "No case with a label is left besides the test cases: at least one labelled case is needed."
             )
         kept = set(rest[:count])
-    fixed = [case.identifier for case in cases if case.test]
+    tested |= set(held_out)
     everything_kept = labeled_cases is None and len(kept) == len(rest)
     by_lot = not ordered and (test > 0 or (labeled_cases is None and not everything_kept))
+    labeled_ones = {identifier for unit in kept for identifier in units[unit]}
+    test_ones = {case.identifier for case in cases if case.unit in tested}
     return Split(
-        labeled=tuple(sorted(kept)),
-        unlabeled=tuple(sorted({case.identifier for case in cases} - kept - set(held_out) - set(fixed))),
-        test=tuple(sorted([*fixed, *held_out])),
+        labeled=tuple(sorted(labeled_ones)),
+        unlabeled=tuple(sorted(known - labeled_ones - test_ones)),
+        test=tuple(sorted(test_ones)),
         seed=seed if by_lot else None,
     )
 

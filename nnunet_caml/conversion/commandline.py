@@ -31,7 +31,7 @@ def _count(text: str) -> int | str:
 def argument_parser(
     description: str | None = None,
     *,
-    default_labeled: int | None = None,
+    default_labeled: int | str | None = None,
     labeled_help: str = "",
     draws_test: bool = True,
 ) -> ArgumentParser:
@@ -39,7 +39,7 @@ def argument_parser(
 
     Args:
         description: What the converter reads; its documentation string.
-        default_labeled: For ``--labeled``; without it, the user has to say.
+        default_labeled: For ``--labeled``, a number or ``"all"``; without it, the user has to say.
         labeled_help: What to say about ``--labeled``.
         draws_test: Whether test cases can be held out by lot (``--test``).
     """
@@ -121,7 +121,7 @@ def _convert(
             more = list(find_images(options.unlabeled_from, len(dataset.channel_names)))
         if not more:
             raise ConversionError(f"{options.unlabeled_from} holds no case: it should have the same layout as SOURCE.")
-        cases += [Case(case.identifier, case.images) for case in more]
+        cases += [replace(case, label=None, test=False) for case in more]
     split = draw_split(
         cases,
         None if options.labeled == "all" else options.labeled,

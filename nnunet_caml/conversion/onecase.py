@@ -4,11 +4,12 @@ import errno
 import shutil
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import SimpleITK as sitk
 
-from nnunet_caml.conversion.cases import Case, Dataset
+from nnunet_caml.conversion.cases import Case, Dataset, Reader
 from nnunet_caml.conversion.errors import ConversionError
 from nnunet_caml.conversion.reading import (
     check_finite,
@@ -59,9 +60,14 @@ def _convert_case(task: Task) -> Report:
         )
     channels: list[tuple[sitk.Image, Path]] = []
     for path in case.images:
-        image = dataset.read_image(path)
-        check_finite(image, path)
-        channels += [(channel, path) for channel in split_channels(image)]
+        if case.frame is None:
+            image = dataset.read_image(path)
+            check_finite(image, path)
+            channels += [(channel, path) for channel in split_channels(image)]
+        else:
+            image = _read_frame(dataset.read_image, path, case.frame)
+            check_finite(image, path)
+            channels.append((image, path))
     # the colours of a PNG are channels to nnU-Net
     found = sum(image.GetNumberOfComponentsPerPixel() for image, _ in channels)
     if found != len(dataset.channel_names):
@@ -71,9 +77,16 @@ def _convert_case(task: Task) -> Report:
         )
     first, first_path = channels[0]
     files: Counter[str] = Counter()
-    for number, (image, path) in enumerate(channels):
+    alone = dataset.read_image is read_image and len(channels) == len(case.images) and case.frame is None
+    for image, path in channels:
         check_same_grid(first, first_path, image, path)
-        alone = dataset.read_image is read_image and len(channels) == len(case.images)
+    fitting = all(ending_of(path) == ending and same_geometry(image, first) for image, path in channels)
+    if dataset.in_place and task.link and task.role == "unlabeled" and alone and fitting:
+        # all channels or none, because the entry has to name all
+        used = [path.resolve() for _, path in channels]
+        files["used in place"] = len(used)
+        return Report(case.identifier, task.role, first.GetSize(), first.GetSpacing(), {}, files, used)
+    for number, (image, path) in enumerate(channels):
         target = task.folder / images_folder / f"{case.identifier}_{number:04d}{ending}"
         files[_place(image, first, path if alone else None, target, task.link)] += 1
     voxels: dict[int, int] = {}
@@ -85,6 +98,24 @@ def _convert_case(task: Task) -> Report:
         target = task.folder / labels_folder / f"{case.identifier}{ending}"
         files[_place(mapped, first, case.label if unchanged else None, target, task.link)] += 1
     return Report(case.identifier, task.role, first.GetSize(), first.GetSpacing(), voxels, files)
+
+
+def _read_frame(reader: Reader, path: Path, frame: int) -> sitk.Image:
+    """One volume of a 4-D file."""
+    state = path.stat() if path.is_file() else None  # a missing file is for the reader to complain of
+    sequence = _read_sequence(reader, path, state and (state.st_mtime_ns, state.st_size))
+    size = sequence.GetSize()
+    if len(size) != 4 or frame >= size[3]:
+        raise ConversionError(
+            f"{path} has shape {size} (x, y, z, time), but volume {frame + 1} of a sequence is expected in it: "
+            "download it again, or leave the case out (--skip-broken)."
+        )
+    return sitk.Extract(sequence, [*size[:3], 0], [0, 0, 0, frame])
+
+
+@lru_cache(maxsize=1)  # all cases of a sequence follow one another, and unpacking it takes most of the time
+def _read_sequence(reader: Reader, path: Path, state: tuple[int, int] | None) -> sitk.Image:
+    return reader(path)
 
 
 def _place(image: sitk.Image, grid: sitk.Image, source: Path | None, target: Path, link: bool) -> str:

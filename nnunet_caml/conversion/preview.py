@@ -15,7 +15,13 @@ COLUMNS = 4  # slices of a case
 ROWS_PER_ROLE = {"labeled": 3, "unlabeled": 2, "test": 2}
 
 
-def write_preview(folder: Path, ending: str, identifiers: Mapping[str, Sequence[str]], target: Path) -> None:
+def write_preview(
+    folder: Path,
+    ending: str,
+    identifiers: Mapping[str, Sequence[str]],
+    target: Path,
+    in_place: Mapping[str, Sequence[Path]] | None = None,
+) -> None:
     """Draws the first channel of the first cases of each kind.
 
     Args:
@@ -23,6 +29,7 @@ def write_preview(folder: Path, ending: str, identifiers: Mapping[str, Sequence[
         ending: Of its files.
         identifiers: Cases for each of ``"labeled"``, ``"unlabeled"`` and ``"test"``.
         target: The PNG file to write.
+        in_place: Files of the cases that lie elsewhere.
     """
     short = {"labeled": "Tr", "unlabeled": "Un", "test": "Ts"}
     rows = [(role, name) for role, number in ROWS_PER_ROLE.items() for name in identifiers[role][:number]]
@@ -30,7 +37,8 @@ def write_preview(folder: Path, ending: str, identifiers: Mapping[str, Sequence[
     FigureCanvasAgg(figure)
     axes = np.atleast_2d(figure.subplots(len(rows), COLUMNS, squeeze=False))
     for row, (role, name) in zip(axes, rows, strict=True):
-        image = read_image(folder / f"images{short[role]}" / f"{name}_0000{ending}")
+        elsewhere = (in_place or {}).get(name)
+        image = read_image(elsewhere[0] if elsewhere else folder / f"images{short[role]}" / f"{name}_0000{ending}")
         path = folder / f"labels{short[role]}" / f"{name}{ending}"
         label = read_image(path) if path.is_file() else None
         _draw_case(row, image, label)

@@ -96,13 +96,13 @@ def read_h5(path: Path, key: str, spacing_mm: Sequence[float], axes: str = "xyz"
         path: The file.
         key: Name of the array in it.
         spacing_mm: ``(x, y, z)``.
-        axes: Order of the array's axes, ``"xyz"`` or ``"zyx"``.
+        axes: Order of the array's axes, ``"xyz"`` or ``"zyx"``; ``"xy"`` or ``"yx"`` for a slice.
 
     Returns:
         The image with its origin at 0 and the identity as direction; voxels keep their type.
 
     Raises:
-        ConversionError: The file is missing, damaged, or has no such array of three axes.
+        ConversionError: The file is missing, damaged, or has no such array of as many axes.
     """
     try:
         import h5py
@@ -113,8 +113,9 @@ def read_h5(path: Path, key: str, spacing_mm: Sequence[float], axes: str = "xyz"
     try:
         with h5py.File(path, "r") as file:
             found = {name: item.shape for name, item in file.items() if isinstance(item, h5py.Dataset)}
-            if len(found.get(key, ())) != 3:
-                raise ConversionError(f"{path} should hold an array {key!r} of three axes but holds {found}.")
+            if len(found.get(key, ())) != len(axes):
+                number = {2: "two", 3: "three"}[len(axes)]
+                raise ConversionError(f"{path} should hold an array {key!r} of {number} axes but holds {found}.")
             array = file[key][()]
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         if isinstance(error, ConversionError):
@@ -126,7 +127,7 @@ def read_h5(path: Path, key: str, spacing_mm: Sequence[float], axes: str = "xyz"
         raise ConversionError(f"{path}: the array {key!r} should hold numbers but is {array.dtype}, {array.shape}.")
     if array.dtype == np.float16:
         array = array.astype(np.float32)  # ITK has no half precision
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose() if axes == "xyz" else array))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose() if axes[0] == "x" else array))
     image.SetSpacing([float(value) for value in spacing_mm])
     return image
 

@@ -16,7 +16,8 @@ class Report:
         shape: Voxels ``(x, y, z)``.
         spacing_mm: ``(x, y, z)``.
         voxels: Number of voxels for each label value; empty without a label.
-        files: How many files were ``"linked"``, ``"copied"`` and ``"converted"``.
+        files: How many files were ``"linked"``, ``"copied"``, ``"converted"`` and ``"used in place"``.
+        in_place: The files of a case that stay where they are, one for each channel.
     """
 
     identifier: str
@@ -25,6 +26,7 @@ class Report:
     spacing_mm: tuple[float, ...]
     voxels: Mapping[int, int]
     files: Mapping[str, int]
+    in_place: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from nnunet_caml.conversion.onecase import FOLDERS, Task, convert_or_explain, re
 from nnunet_caml.conversion.reading import SUPPORTED, ending_of, read_image
 from nnunet_caml.conversion.summary import Report, Summary
 
+UNLABELED_KEY = "unlabeled"  # nnunet_caml.unlabeled.DATASET_KEY, whose module takes seconds to import
+
 
 def convert(
     dataset: Dataset,
@@ -67,7 +69,8 @@ def convert(
         left = {role: sorted(report.identifier for report in reports if report.role == role) for role in FOLDERS}
         if not left["labeled"]:
             raise ConversionError("No labelled case is left: " + " ".join(dict.fromkeys(left_out.values())))
-        write_json(folder / "dataset.json", _dataset_json(dataset, len(left["labeled"])))
+        in_place = {report.identifier: list(report.in_place) for report in reports if report.in_place}
+        write_json(folder / "dataset.json", _dataset_json(dataset, len(left["labeled"]), in_place))
         write_json(
             folder / "split.json",
             {
@@ -81,7 +84,7 @@ def convert(
         if preview:
             from nnunet_caml.conversion.preview import write_preview  # matplotlib takes a second to import
 
-            write_preview(folder, dataset.file_ending, left, folder / "preview.png")
+            write_preview(folder, dataset.file_ending, left, folder / "preview.png", in_place)
     return Summary(target, dataset, reports, left_out, link)
 
 
@@ -191,7 +194,8 @@ def _start_worker() -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _dataset_json(dataset: Dataset, labeled: int) -> dict[str, object]:
+def _dataset_json(dataset: Dataset, labeled: int, in_place: Mapping[str, Sequence[Path]]) -> dict[str, object]:
+    entry = {name: {"images": [str(path) for path in in_place[name]]} for name in sorted(in_place)}
     known = {"reference": dataset.reference, "licence": dataset.licence}
     return {
         "name": dataset.name,
@@ -201,6 +205,7 @@ def _dataset_json(dataset: Dataset, labeled: int) -> dict[str, object]:
         "labels": {name: value if isinstance(value, int) else list(value) for name, value in dataset.labels.items()},
         "numTraining": labeled,
         "file_ending": dataset.file_ending,
+        **({UNLABELED_KEY: entry} if entry else {}),
     }
 
 

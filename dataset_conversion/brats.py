@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+"""BraTS 2017 to 2021, as the challenge hands it out: four MRI sequences, and regions of a brain tumour.
+
+SOURCE holds <case>/<case>_t1.nii.gz, _t1ce, _t2, _flair and _seg (0, 1, 2 and 4; .nii works, too), at any depth, such as in
+HGG and LGG. The labels become nnU-Net's regions whole tumour, tumour core and enhancing tumour.
+
+The labelled cases are drawn by lot. With --lists, they are the first ones of train.txt, its other cases are the unlabelled
+ones and those of test.txt the test cases; for BraTS 2019, these lists (250 and 60 cases) come with SSL4MIS
+(github.com/HiLab-git/SSL4MIS, folder data/BraTS2019). The 25 cases of its val.txt are left out.
+"""
+
+import re
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main, read_list
+
+SEQUENCES = ("t1", "t1ce", "t2", "flair")
+LABELED_HELP = (
+    "how many cases keep their label, or 'all' (default: 25; the literature on BraTS 2019 has 25 and 50 of 250, 10 and 20 %%, "
+    "in the order of SSL4MIS's train.txt)"
+)
+DATASET = Dataset(
+    name="BraTS",
+    channel_names=["T1", "T1ce", "T2", "FLAIR"],
+    labels={"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]},
+    # oedema 2, necrosis and non-enhancing core 1, enhancing tumour 4: from the outside to the inside
+    label_map={0: 0, 2: 1, 1: 2, 4: 3},
+    further={"regions_class_order": [1, 2, 3]},
+    reference="Brain Tumor Segmentation challenge, https://www.med.upenn.edu/cbica/brats2019",
+)
+
+
+def case_lists(folder: Path) -> Iterator[tuple[str, bool]]:
+    """The identifiers of ``train.txt`` and ``test.txt`` in their order, each with whether it is a test case."""
+    for name, test in (("train", False), ("test", True)):
+        # the same lists are passed on with either ending
+        path = next((folder / f"{name}{end}" for end in (".txt", ".list") if (folder / f"{name}{end}").is_file()), None)
+        if path is None:
+            raise ConversionError(
+                f"{folder / name}.txt does not exist: put the lists of the literature there (they come with SSL4MIS, "
+                "github.com/HiLab-git/SSL4MIS, folder data/BraTS2019), or say with --lists where they are."
+            )
+        yield from ((identifier, test) for identifier in read_list(path))
+
+
+def files_by_case(folder: Path) -> dict[str, dict[str, Path]]:
+    """For each case, its files by sequence, and its label as ``"seg"``."""
+    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    for path in find_files(folder, rf".+_({'|'.join(SEQUENCES)}|seg)\.nii(\.gz)?"):
+        identifier, sequence = re.sub(r"\.nii(\.gz)?$", "", path.name).rsplit("_", 1)
+        if sequence in found[identifier]:
+            raise ConversionError(
+                f"{found[identifier][sequence]} and {path} are the same image of the case {identifier}: take one away."
+            )
+        found[identifier][sequence] = path
+    if not found:
+        raise ConversionError(
+            f"{folder} holds no files such as CASE_flair.nii.gz and CASE_seg.nii.gz: it should be the folder of the "
+            "unpacked download (BraTS 2017 to 2021)."
+        )
+    return found
+
+
+def case(identifier: str, files: dict[str, Path], source: Path, test: bool = False) -> Case:
+    """A case, with the place where a missing file should be."""
+    folder = next(iter(files.values())).parent if files else source / identifier
+    images = [files.get(sequence, folder / f"{identifier}_{sequence}.nii.gz") for sequence in SEQUENCES]
+    return Case(identifier, images, files.get("seg", folder / f"{identifier}_seg.nii.gz"), test)
+
+
+def find(source: Path, options: Namespace) -> Iterable[Case]:
+    """All cases, or those of the lists."""
+    found = files_by_case(source)
+    if options.lists is None:
+        for identifier in sorted(found):
+            yield case(identifier, found[identifier], source)
+    else:
+        if options.test:
+            raise ConversionError("--test draws test cases by lot, but --lists names them: give one of the two.")
+        for identifier, test in case_lists(options.lists):
+            yield case(identifier, found.get(identifier, {}), source, test)
+
+
+def dataset(source: Path, options: Namespace) -> Dataset:
+    """The data set, with labelled cases in the order of the list if there is one."""
+    return replace(DATASET, ordered=options.lists is not None)
+
+
+def find_unlabeled(folder: Path) -> Iterable[Case]:
+    """More cases, such as the challenge's validation cases."""
+    return [case(identifier, files, folder) for identifier, files in sorted(files_by_case(folder).items())]
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__, default_labeled=25, labeled_help=LABELED_HELP)
+    parser.add_argument("--lists", type=Path, metavar="DIR", help="folder of train.txt and test.txt (default: a lot)")
+    main(find, dataset, parser, find_unlabeled=find_unlabeled)

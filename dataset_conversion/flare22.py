@@ -1,0 +1,84 @@
+#!/usr/bin/env python
+"""FLARE 2022: 13 abdominal organs in CT, 50 labelled and 2000 unlabelled cases.
+
+SOURCE holds FLARE22_Tr_0001_0000.nii.gz (images) and FLARE22_Tr_0001.nii.gz (labels, 0 to 13), and unlabelled images
+Case_00001_0000.nii.gz, in folders of any names and at any depth, unpacked. Folders of unlabelled images that lie elsewhere
+are given with --unlabeled-from. All 50 cases keep their label by default, as in the challenge; fewer are drawn by lot, and
+the others become unlabelled. The challenge's test cases are not public: --test holds out some of the 50.
+
+With --link, unlabelled files are neither copied nor linked: dataset.json names them where they lie.
+"""
+
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, find_images, main
+
+ENDING, CHANNEL = ".nii.gz", "_0000.nii.gz"
+UNLABELED = r"Case_\d{5}_0000\.nii\.gz"
+LABELED_HELP = "how many of the 50 cases keep their label, drawn by lot, or 'all' (default: all, as in the challenge)"
+ORGANS = (
+    *("liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava", "right adrenal gland"),
+    *("left adrenal gland", "gallbladder", "esophagus", "stomach", "duodenum", "left kidney"),
+)
+DATASET = Dataset(
+    name="FLARE22",
+    channel_names=["CT"],
+    labels={"background": 0, **{organ: value for value, organ in enumerate(ORGANS, 1)}},
+    in_place=True,
+    reference="FLARE 2022 challenge, https://flare22.grand-challenge.org",
+)
+
+
+def find(source: Path, options: Namespace) -> Iterable[Case]:
+    """Labelled cases, and the unlabelled ones in SOURCE."""
+    images = by_identifier(find_files(source, r"FLARE22_Tr_\d{4}_0000\.nii\.gz"), CHANNEL)
+    labels = by_identifier(find_files(source, r"FLARE22_Tr_\d{4}\.nii\.gz"), ENDING)
+    if not images and not labels:
+        raise ConversionError(
+            f"{source} holds no files such as FLARE22_Tr_0001_0000.nii.gz: SOURCE should be the folder of the download, "
+            "unpacked."
+        )
+    # where a missing file should be
+    image_folder = next(iter(images.values())).parent if images else source / "images"
+    label_folder = next(iter(labels.values())).parent if labels else source / "labels"
+    for identifier in sorted(images.keys() | labels.keys()):
+        image = images.get(identifier, image_folder / f"{identifier}{CHANNEL}")
+        yield Case(identifier, [image], labels.get(identifier, label_folder / f"{identifier}{ENDING}"))
+    yield from unlabeled_cases(outside(find_files(source, UNLABELED), options.unlabeled_from))
+
+
+def outside(files: Iterable[Path], folder: Path | None) -> list[Path]:
+    """The files that do not lie in a folder: ``--unlabeled-from`` may be a part of SOURCE."""
+    return [path for path in files if folder is None or folder.resolve() not in path.resolve().parents]
+
+
+def by_identifier(files: Iterable[Path], ending: str) -> dict[str, Path]:
+    """Files by their name without the ending.
+
+    Raises:
+        ConversionError: Two files have the same name.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        identifier = path.name.removesuffix(ending)
+        if identifier in found:
+            raise ConversionError(f"{found[identifier]} and {path} are the same file of {identifier}: take one away.")
+        found[identifier] = path
+    return found
+
+
+def unlabeled_cases(files: Iterable[Path]) -> list[Case]:
+    """Cases called Case_00001 and so on."""
+    return [Case(identifier, [path]) for identifier, path in by_identifier(files, CHANNEL).items()]
+
+
+def find_unlabeled(folder: Path) -> Iterable[Case]:
+    """More cases: at any depth if they are called as in the challenge, else image files in the folder itself."""
+    return unlabeled_cases(find_files(folder, UNLABELED)) or find_images(folder)
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__, default_labeled="all", labeled_help=LABELED_HELP)
+    main(find, DATASET, parser, find_unlabeled=find_unlabeled)

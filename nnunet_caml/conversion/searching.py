@@ -1,0 +1,50 @@
+"""Finds files by name in downloads whose folders are named in many ways."""
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile, ZipFile
+
+from nnunet_caml.conversion.errors import ConversionError
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """All files below a folder whose names match.
+
+    Only names are read, so that thousands of volumes cost nothing. Hidden files and folders are skipped.
+
+    Args:
+        folder: Where to search, at any depth.
+        pattern: Regular expression for the whole name.
+
+    Returns:
+        The files, sorted by name and then by folder.
+
+    Raises:
+        ConversionError: There is no such folder, or an archive beside the files has matching files that nobody unpacked.
+    """
+    if not folder.is_dir():
+        raise ConversionError(f"{folder} is no folder: it should hold the unpacked files of the data set.")
+    found, archives = [], []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in (name for name in names if not name.startswith(".")):
+            if re.fullmatch(pattern, name):
+                found.append(Path(parent, name))
+            elif name.lower().endswith(".zip"):
+                archives.append(Path(parent, name))
+    known = {path.name for path in found}
+    for archive in sorted(archives):
+        for member in _members(archive):
+            if re.fullmatch(pattern, member) and not member.startswith(".") and member not in known:
+                raise ConversionError(f"{archive} holds {member}, which is not among the unpacked files: unpack it first.")
+    return sorted(found, key=lambda path: (path.name, path))
+
+
+def _members(archive: Path) -> list[str]:
+    """File names in a ZIP archive, without folders."""
+    try:
+        with ZipFile(archive) as file:
+            return [PurePosixPath(name).name for name in file.namelist()]
+    except (BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ConversionError(f"{archive} is not a readable ZIP archive: download it again, or take it away.") from error
