@@ -1,0 +1,108 @@
+#!/usr/bin/env python
+"""Runs a study: data sets, trainings, predictions, figures, all through nnU-Net's command line.
+
+A study that was interrupted or killed goes on where it was when the same command is given again. What the study compares
+is in its file; see benchmarks/README.md.
+"""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+from nnunet_caml.conversion.errors import ConversionError
+from nnunet_caml.demo.commands import CommandError
+from study import data, report, runs
+from study.commands import Workspace
+from study.description import Run, Study, StudyError, read_study
+from study.schedules import write_trainers
+
+STUDIES = Path(__file__).resolve().parent / "studies"
+
+
+def main() -> int:
+    """Parses the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="a study file, or the name of one in benchmarks/studies")
+    parser.add_argument("-o", "--output", type=Path, help="work folder (default: study_output/NAME)")
+    parser.add_argument("--shared", type=Path, help="folder of the source data (default: $NNUNET_CAML_SHARED/data)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings side by side (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each on a CPU (default: 1)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load data for each (default: 0)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="run these arms only")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument("--plan", action="store_true", help="say what would be done and how long it takes, and stop")
+    parser.add_argument("--report", action="store_true", help="report what is there, run nothing")
+    options = parser.parse_args()
+    path = Path(options.study)
+    if not path.is_file() and (STUDIES / f"{options.study}.json").is_file():
+        path = STUDIES / f"{options.study}.json"
+    shared = options.shared or Path(os.environ.get("NNUNET_CAML_SHARED", "../shared")) / "data"
+    try:
+        study = read_study(path)
+        work = Workspace(
+            options.output or Path("study_output") / study.name, shared, options.device, options.threads, options.workers
+        )
+        selected = select(study, options.arms)
+        if options.plan:
+            print(report.plan(study, work, selected, options.jobs))
+        elif options.report:
+            print(report.write(study, work))
+        else:
+            run(study, work, selected, options.jobs)
+    except (StudyError, CommandError, ConversionError) as error:
+        print(f"run_study.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def select(study: Study, names: list[str] | None) -> list[Run]:
+    """The runs of the arms named, or all.
+
+    Raises:
+        StudyError: There is no such arm.
+    """
+    known = [arm.name for arm in study.arms]
+    for name in names or []:
+        if name not in known:
+            raise StudyError(f"--arms {name}: the study {study.name} has {', '.join(known)}.")
+    return [run for run in study.runs() if not names or run.arm.name in names]
+
+
+def run(study: Study, work: Workspace, selected: list[Run], jobs: int) -> None:
+    """Does all that is left to do, ``jobs`` runs side by side, and reports."""
+    write_trainers(study, work.trainers)
+    data.prepare(study, work)
+    print(report.plan(study, work, selected, jobs), flush=True)
+    finished = {r.name: Event() for r in selected}
+
+    def one(r: Run) -> None:
+        first = r.arm.pseudo_labels_from
+        if first is not None:
+            for other in selected:
+                same = (other.labeled, other.subset, other.seed) == (r.labeled, r.subset, r.seed)
+                if other.arm.name == first and same:
+                    finished[other.name].wait()
+        try:
+            runs.execute(study, work, r)
+        finally:
+            finished[r.name].set()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, r) for r in selected]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    print(report.write(study, work))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

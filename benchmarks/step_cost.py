@@ -1,0 +1,394 @@
+#!/usr/bin/env python
+"""What a training step costs, side by side on the same batch in one run: CAML, its parts, and what it is compared with.
+
+Rows of the table:
+
+- floor: forward, backward and optimiser step of two plain networks of the plans, with nnU-Net's loss on the labelled half;
+- A instead of a second V, and that with one part more: CMA, consistency, memory and OCC;
+- CAML: all of it;
+- published memory: the same step with the behaviour of the published code: a memory
+  on the host that keeps every correct voxel of every labelled case, and heads before the choice of voxels;
+- nnUNetTrainer: its own step, on the labelled half alone.
+
+Rounds are interleaved, so that what else the machine does hits all rows alike; ratios are medians of per-round ratios.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SIZES: dict[str, dict[str, Any]] = {
+    # patch, features, labelled batch
+    "hippocampus": {"patch": [40, 56, 40], "features": [32, 64, 128, 256]},
+    "hippocampus-small": {"patch": [40, 56, 40], "features": [8, 16, 32, 64]},
+    "paper": {"patch": [112, 112, 80], "features": [16, 32, 64, 128, 256]},
+    "nnunet": {"patch": [128, 128, 128], "features": [32, 64, 128, 256, 320, 320]},
+}
+ROWS = ["floor", "A", "A + CMA", "A + consistency", "A + memory and OCC", "CAML", "published memory", "nnUNetTrainer"]
+
+
+def main() -> None:
+    """Parses the command line, measures, prints a table and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="nnunet" if torch.cuda.is_available() else "hippocampus-small")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--labeled", type=int, nargs="+", default=[8], metavar="N", help="labelled cases in the memory")
+    parser.add_argument("--threads", type=int, default=None, help="of torch, on a CPU")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which needs a process per row")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file (default: step_cost_SIZE_DEVICE.json)")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        if options.peak_of:
+            print(json.dumps(peak_memory(options.peak_of, options)))
+            return
+        results = [measure(options, labeled) for labeled in options.labeled]
+    for result in results:
+        print(table(result))
+    output = options.output or Path(f"step_cost_{options.size}_{options.device}.json")
+    output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"\nWritten to {output}")
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+def prepare(folder: Path) -> None:
+    """A data set of file names in nnU-Net's folders, and plans of the wanted size; batches are made up later."""
+    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    os.environ |= {name: str(folder / name) for name in names} | {"nnUNet_compile": "F", "nnUNet_wandb_enabled": "0"}
+    data = folder / "nnUNet_preprocessed" / "Dataset001_Cost"
+    (data / "cost").mkdir(parents=True)
+    for case in ("a", "b"):
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (data / "cost" / f"{case}{ending}").touch()
+
+
+def plans(size: dict[str, Any]) -> dict[str, Any]:
+    """Plans with one configuration."""
+    stages, dim = len(size["features"]), len(size["patch"])
+    arch = {
+        "n_stages": stages,
+        "features_per_stage": size["features"],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3] * dim] * stages,
+        "strides": [[1] * dim] + [[2] * dim] * (stages - 1),
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    configuration = {
+        "data_identifier": "cost",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": size["patch"],
+        "spacing": [1.0] * dim,
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": arch,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    return {
+        "dataset_name": "Dataset001_Cost",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {},
+        "configurations": {"cost": configuration},
+        "continue_training": False,
+    }
+
+
+DATASET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}, "numTraining": 2, "file_ending": ".nii.gz"}
+
+
+def make_trainer(kind: str, size: dict[str, Any], device: str, labeled: int, **attributes: Any) -> Any:
+    """A trainer of nnU-Net's or ours, initialised, with a memory for ``labeled`` cases."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_caml.memory import MemoryBank
+    from nnunet_caml.trainer import nnUNetTrainerCAML
+
+    base: Any = nnUNetTrainer if kind == "nnUNetTrainer" else nnUNetTrainerCAML
+    trainer = type(base.__name__, (base,), attributes)(plans(size), "cost", "all", DATASET, torch.device(device))
+    trainer.initialize()
+    trainer.network.train()
+    if kind == "CAML":
+        caml = trainer.caml
+        memory = MemoryBank([f"case{i}" for i in range(labeled)], 2, per_class=trainer.memory_per_class)
+        memory.counts.fill_(100_000)  # as after every case has been visited
+        memory.embeddings.normal_()
+        caml.memory = memory.to(device)
+        caml.train()
+        trainer.iteration = 10**9  # after the ramp-up
+    return trainer
+
+
+def make_batch(size: dict[str, Any], trainer: Any) -> dict[str, Any]:
+    """Noise with a bright blob to segment: both classes are there."""
+    patch = size["patch"]
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in patch), indexing="ij"))
+    blob = (np.square(grid).sum(0) < 0.4).astype(np.float32)
+    images = rng.normal(0, 0.5, (4, 1, *patch)).astype(np.float32) + blob
+    target = torch.from_numpy(np.repeat(blob[None, None], 2, 0))
+    scales = trainer._get_deep_supervision_scales()
+    targets = [
+        nn.functional.interpolate(target, size=[round(n * f) for n, f in zip(patch, scale, strict=True)], mode="nearest")
+        for scale in scales
+    ]
+    tensor = torch.from_numpy(images)
+    return {"data": tensor[:2], "unlabeled": tensor[2:], "target": targets, "keys": ["case0", "case1"]}
+
+
+def floor_step(size: dict[str, Any], device: str) -> Callable[[dict], None]:
+    """Two plain networks on the whole batch, nnU-Net's loss on the labelled half, each clipped and updated by itself."""
+    from nnunet_caml.trainer import first
+
+    trainers = [make_trainer("nnUNetTrainer", size, device, 0) for _ in range(2)]
+
+    def step(batch: dict) -> None:
+        images = torch.cat((batch["data"], batch["unlabeled"])).to(device)
+        target = [t.to(device) for t in batch["target"]]
+        for t in trainers:
+            t.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, enabled=device == "cuda"):
+            total = sum(t.loss(first(t.network(images), 2), target) for t in trainers)
+        scaler = trainers[0].grad_scaler
+        (total if scaler is None else scaler.scale(total)).backward()
+        for t in trainers:
+            if scaler is not None:
+                scaler.unscale_(t.optimizer)
+            nn.utils.clip_grad_norm_(t.network.parameters(), 12)
+            if scaler is None:
+                t.optimizer.step()
+            else:
+                scaler.step(t.optimizer)
+        if scaler is not None:
+            scaler.update()
+
+    return step
+
+
+class PublishedMemory:
+    """The published behaviour, in words of our own: every correct voxel of every case in NumPy arrays on the host.
+
+    Replaces ``remember`` and ``correlate`` of a :class:`nnunet_caml.learning.MutualLearning`.
+    """
+
+    def __init__(self, caml: Any, labeled: int, voxels: int) -> None:
+        self.caml = caml
+        rng = np.random.default_rng(0)
+        width = caml.memory.embeddings.shape[-1]
+        self.bank = {f"case{i}": rng.standard_normal((voxels, width), dtype=np.float32) for i in range(labeled)}
+        self.classes = {case: rng.integers(0, 2, voxels) for case in self.bank}
+
+    @torch.no_grad()
+    def remember(self, cases: list[str], v: Tensor, a: Tensor, class_v: Tensor, class_a: Tensor, target: Tensor) -> None:
+        from nnunet_caml.learning import voxel_features
+
+        true, _ = self.caml.labels.target(target)
+        self.caml.heads_v.eval()
+        self.caml.heads_a.eval()
+        for b, case in enumerate(cases):
+            correct = ((class_v[b] == true[b]) & (class_a[b] == true[b])).flatten().nonzero()[:, 0]
+            rows = [voxel_features(f[b : b + 1], correct) for f in (v, a)]
+            embedded = (self.caml.heads_v.projection(rows[0]) + self.caml.heads_a.projection(rows[1])) / 2
+            self.bank[case] = embedded.cpu().numpy()
+            self.classes[case] = true[b].flatten()[correct].cpu().numpy()
+        self.caml.heads_v.train()
+        self.caml.heads_a.train()
+
+    def correlate(self, v: Tensor, a: Tensor, class_v: Tensor, class_a: Tensor, confidence: Tensor) -> Tensor:
+        from nnunet_caml.learning import voxel_features
+
+        bank, classes = np.concatenate(list(self.bank.values())), np.concatenate(list(self.classes.values()))
+        picked = []
+        for k in range(self.caml.labels.num_classes):
+            candidates = np.flatnonzero(classes == k)
+            if len(candidates) >= 256:
+                picked.append(bank[np.random.permutation(candidates)[:256]])
+        agree = (class_v == class_a).flatten().nonzero()[:, 0]
+        # heads first, on all agreeing voxels, choice afterwards
+        embedded = [heads(voxel_features(f, agree)) for heads, f in ((self.caml.heads_v, v), (self.caml.heads_a, a))]
+        best = []
+        for k in range(self.caml.labels.num_classes):
+            of_class = (class_v.flatten()[agree] == k).nonzero()[:, 0]
+            order = confidence.flatten()[agree][of_class].argsort(descending=True)[:12800]
+            best.append(of_class[order])
+        chosen = torch.cat(best)
+        if not picked or len(chosen) < 2:
+            return v.sum() * 0
+        memory = torch.from_numpy(np.concatenate(picked)).to(v.device)
+        corr_v, corr_a = (torch.softmax(e[chosen].float() @ memory.T / 0.1, 1) for e in embedded)
+        return -(corr_a * torch.log(corr_v + 1e-8)).sum(1).mean()
+
+
+def make_step(row: str, size: dict[str, Any], device: str, labeled: int) -> tuple[Callable[[dict], None], Any]:
+    """The step of a row of the table, and its trainer."""
+    if row == "floor":
+        return floor_step(size, device), None
+    if row == "nnUNetTrainer":
+        plain = make_trainer("nnUNetTrainer", size, device, 0)
+        return lambda batch: plain.train_step({"data": batch["data"], "target": batch["target"]}), plain
+    off: dict[str, Any] = {"attention": False, "lambda_c": 0.0, "lambda_o": 0.0}
+    parts: dict[str, dict[str, Any]] = {
+        "A": off,
+        "A + CMA": {**off, "attention": True},
+        "A + consistency": {**off, "lambda_c": 1.0},
+        "A + memory and OCC": {**off, "lambda_o": 0.05},
+    }
+    trainer = make_trainer("CAML", size, device, labeled, **parts.get(row, {}))
+    if row == "published memory":
+        published = PublishedMemory(trainer.caml, labeled, int(np.prod(size["patch"])))
+        trainer.caml.remember, trainer.caml.correlate = published.remember, published.correlate
+    return trainer.train_step, trainer
+
+
+# ------------------------------------------------------------------ how it is measured
+
+
+def measure(options: argparse.Namespace, labeled: int) -> dict[str, Any]:
+    """Seconds per step of every row, interleaved; prediction; peak memory."""
+    size, device = SIZES[options.size], options.device
+    steps, batch = {}, None
+    for row in options.rows:
+        steps[row], trainer = make_step(row, size, device, labeled)
+        if batch is None and trainer is not None:
+            batch = make_batch(size, trainer)
+    if batch is None:
+        batch = make_batch(size, make_trainer("nnUNetTrainer", size, device, 0))
+    seconds: dict[str, list[float]] = {row: [] for row in options.rows}
+    for number in range(options.rounds + 2):
+        for row, step in steps.items():
+            synchronize(device)
+            began = perf_counter()
+            step(batch)
+            synchronize(device)
+            if number >= 2:  # the first ones warm up
+                seconds[row].append(perf_counter() - began)
+        print(f"\rround {number + 1} of {options.rounds + 2}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    result: dict[str, Any] = {
+        "size": options.size,
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "labeled": labeled,
+        "seconds": {row: statistics.median(values) for row, values in seconds.items()},
+        "prediction": prediction(size, device),
+    }
+    if "floor" in seconds:
+        result["ratio_to_floor"] = {
+            row: statistics.median(a / b for a, b in zip(values, seconds["floor"], strict=True))
+            for row, values in seconds.items()
+        }
+    if not options.no_memory:
+        result["peak_bytes"] = {row: peak_in_process(row, options, labeled) for row in options.rows}
+    return result
+
+
+def synchronize(device: str) -> None:
+    """Waits for the GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def prediction(size: dict[str, Any], device: str) -> dict[str, float]:
+    """Median seconds of a sliding window of eight patches, for the network of each trainer as prediction builds it."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_caml.trainer import nnUNetTrainerCAML
+
+    manager = PlansManager({k: v for k, v in plans(size).items() if k != "continue_training"})
+    configuration = manager.get_configuration("cost")
+    data = torch.randn(1, *[round(1.5 * n) for n in size["patch"]])
+    predictors = {}
+    for trainer in (nnUNetTrainer, nnUNetTrainerCAML):
+        network = trainer.build_network_architecture(manager, configuration, 1, 2, False)
+        predictor = nnUNetPredictor(device=torch.device(device), use_mirroring=False, allow_tqdm=False)
+        predictor.manual_initialization(network.to(device), manager, configuration, None, DATASET, trainer.__name__, None)
+        predictors[trainer.__name__] = predictor
+    seconds: dict[str, list[float]] = {name: [] for name in predictors}
+    for number in range(4):
+        for name, predictor in predictors.items():
+            began = perf_counter()
+            predictor.predict_sliding_window_return_logits(data)
+            synchronize(device)
+            if number:
+                seconds[name].append(perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_in_process(row: str, options: argparse.Namespace, labeled: int) -> int:
+    """Peak memory of a row's steps, in a process of its own."""
+    command = [sys.executable, __file__, "--peak-of", row, "--size", options.size, "--device", options.device]
+    command += ["--labeled", str(labeled)] + (["--threads", str(options.threads)] if options.threads else [])
+    output = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
+    return int(json.loads(output.splitlines()[-1]))
+
+
+def peak_memory(row: str, options: argparse.Namespace) -> int:
+    """Bytes on the GPU, or, on a CPU, by which three steps raise the process's peak over what it had before the networks."""
+    size, device = SIZES[options.size], options.device
+    make_trainer("nnUNetTrainer", {**size, "features": [4, 4], "patch": [8, 8, 8]}, device, 0)  # imports, libraries
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step, trainer = make_step(row, size, device, options.labeled[0])
+    batch = make_batch(size, trainer or make_trainer("nnUNetTrainer", size, device, 0))
+    for _ in range(3):
+        step(batch)
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+
+
+def table(result: dict[str, Any]) -> str:
+    """A Markdown table of a result."""
+    ratios, peaks = result.get("ratio_to_floor", {}), result.get("peak_bytes", {})
+    lines = [
+        f"\n{result['size']}, {result['device']}, torch {result['torch']}, {result['labeled']} labelled cases\n",
+        "| step | seconds | to floor | peak GiB |",
+        "|---|---|---|---|",
+    ]
+    for row, seconds in result["seconds"].items():
+        ratio = f"{ratios[row]:.2f}" if row in ratios else "-"
+        peak = f"{peaks[row] / 2**30:.2f}" if row in peaks else "-"
+        lines.append(f"| {row} | {seconds:.3f} | {ratio} | {peak} |")
+    ours, theirs = result["prediction"]["nnUNetTrainerCAML"], result["prediction"]["nnUNetTrainer"]
+    lines.append(f"\nPrediction: {ours:.3f} s with CAML's network, {theirs:.3f} s with nnU-Net's: {ours / theirs:.2f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The commands of a study, run as a user would, each with its log file."""
+
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+
+from nnunet_caml.demo.commands import CommandLine, TrainingWatch, Watch
+
+__all__ = ["Workspace", "silent"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def silent(line: str) -> None:
+    """A watch with no news."""
+
+
+class _Terminal(CommandLine):
+    """Lines begin with the time and with what they belong to, because several runs may speak at once."""
+
+    label = ""
+
+    def say(self, text: str) -> None:
+        seconds = int(monotonic() - self.began)
+        clock = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        print(f"[{clock}] {self.label}: {text}", flush=True)
+
+
+class Workspace:
+    """A folder with all that a study makes, and the variables for commands in it.
+
+    Args:
+        folder: Work folder of one study.
+        shared: Folder of the source data.
+        device: ``cpu`` or ``cuda``.
+        threads: Of torch in each command, on a CPU.
+        workers: Processes that load data; 0 loads in the training process itself.
+    """
+
+    def __init__(self, folder: Path, shared: Path, device: str = "cpu", threads: int = 1, workers: int = 0) -> None:
+        self.folder = folder.resolve()
+        self.shared = shared.resolve()
+        self.device = device
+        self.workers = workers
+        self.began = monotonic()
+        self._lock = threading.Lock()
+        self.trainers = self.folder / "trainers"
+        self.trainers.mkdir(parents=True, exist_ok=True)
+        self.variables = {name: str(self.folder / name) for name in FOLDERS} | {
+            "nnUNet_extTrainer": str(self.trainers),
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "benchmarks"), *_python_path()]),
+            "nnUNet_wandb_enabled": "0",
+            "nnUNet_def_n_proc": "2",
+        }
+        if device == "cpu":
+            self.variables |= {
+                "nnUNet_compile": "F",
+                "OMP_NUM_THREADS": str(threads),
+                "OMP_WAIT_POLICY": "PASSIVE",
+                "STUDY_THREADS": str(threads),
+            }
+
+    @property
+    def raw(self) -> Path:
+        """nnU-Net's raw data sets."""
+        return self.folder / "nnUNet_raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        """nnU-Net's preprocessed data sets."""
+        return self.folder / "nnUNet_preprocessed"
+
+    @property
+    def results(self) -> Path:
+        """nnU-Net's trained models."""
+        return self.folder / "nnUNet_results"
+
+    def dataset_id(self, name: str) -> int:
+        """A number for a data set of this study, the same at every call."""
+        path = self.folder / "dataset_ids.json"
+        with self._lock:
+            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if name not in known:
+                known[name] = len(known) + 1
+                path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+            return known[name]
+
+    def dataset(self, name: str) -> str:
+        """nnU-Net's name of that data set."""
+        return f"Dataset{self.dataset_id(name):03d}_{name}"
+
+    def run(
+        self, label: str, command: Sequence[str], watch: Watch = silent, variables: Mapping[str, str] | None = None
+    ) -> float:
+        """Runs a command; its output goes to ``logs/LABEL.COMMAND.txt``.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            CommandError: It failed.
+        """
+        terminal = _Terminal(self.variables, self.folder / "logs", silence_s=300.0, began=self.began)
+        terminal.label = label
+        script = Path(command[1]).stem if command[0] == "python" else command[0]
+        return terminal.run(command, f"{label}.{script}.txt", watch, variables)
+
+    def convert(self, label: str, script: str, *arguments: str) -> None:
+        """Runs a script of ``dataset_conversion/``."""
+        self.run(label, ["python", str(REPOSITORY / "dataset_conversion" / script), *arguments])
+
+
+def _python_path() -> list[str]:
+    return [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+
+
+def training_watch(epochs: int) -> Watch:
+    """News of a training, at most about twenty lines of it."""
+    inner = TrainingWatch(epochs)
+    step = max(1, epochs // 20)
+
+    def watch(line: str) -> str | None:
+        news = inner(line)
+        if news is None or (news.startswith("epoch") and inner.epoch % step and inner.epoch != epochs):
+            return None
+        return news
+
+    return watch

@@ -1,0 +1,166 @@
+"""The data sets of a study: one with all labels, and one for every number of labelled cases and subset.
+
+Everything is done by the commands that users have: a converter, ``hide_labels.py``, nnU-Net's planning and preprocessing,
+and ``nnunet-caml preprocess``. A data set is done when its file ``.ready`` is there.
+"""
+
+import json
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+from study.commands import Workspace
+from study.description import Configuration, Run, Study
+
+__all__ = ["dataset_name", "prepare", "pseudo_labeled"]
+
+READY = ".ready"
+
+
+def dataset_name(study: Study, run: Run) -> str:
+    """Name of the data set that a run trains on, without nnU-Net's number."""
+    return "AllLabels" if run.labeled is None else f"Labeled{run.labeled}Subset{run.subset}"
+
+
+def prepare(study: Study, work: Workspace) -> None:
+    """Makes all data sets, as far as they are missing.
+
+    Raises:
+        CommandError: A command failed.
+    """
+    base, data = "AllLabels", study.data
+    source = str(work.shared / data.source)
+    if data.order_of_source:
+        for run in study.runs():
+            name, labeled = dataset_name(study, run), "all" if run.labeled is None else str(run.labeled)
+            _make(work, name, data.converter, source, "--labeled", labeled, *data.arguments)
+            plan_and_preprocess(study, work, name)
+        return
+    if data.development:
+        base = "WholeSource"
+    _make(work, base, data.converter, source, "--labeled", "all", *data.arguments)
+    if data.development:
+        _make(
+            work,
+            "AllLabels",
+            "hide_labels.py",
+            str(work.raw / work.dataset(base)),
+            *("--labeled", "all", "--without-test", "--test", str(data.development), "--seed", str(data.development_seed)),
+            "--link",
+        )
+    whole = str(work.raw / work.dataset("AllLabels"))
+    for run in study.runs():
+        name = dataset_name(study, run)
+        if run.labeled is not None:
+            _make(work, name, "hide_labels.py", whole, "--labeled", str(run.labeled), "--seed", str(run.subset), "--link")
+        plan_and_preprocess(study, work, name)
+
+
+def _make(work: Workspace, name: str, script: str, source: str, *arguments: str) -> None:
+    if not (work.raw / work.dataset(name)).is_dir():  # a converter writes a data set whole or not at all
+        work.convert(name, script, source, "--dataset-id", str(work.dataset_id(name)), "--name", name, *arguments)
+
+
+def plan_and_preprocess(study: Study, work: Workspace, name: str, plans_of: str | None = None) -> None:
+    """Plans a data set, adds the study's configuration, preprocesses labelled and unlabelled cases.
+
+    Args:
+        study: The study.
+        work: Its folder.
+        name: Of the data set.
+        plans_of: Take the plans of this data set instead.
+    """
+    number = str(work.dataset_id(name))
+    folder = work.preprocessed / work.dataset(name)
+    if (folder / READY).is_file():
+        return
+    planner = study.configuration.planner
+    plans = f"nnUNet{planner.removeprefix('nnUNetPlanner')}Plans" if planner != "ExperimentPlanner" else "nnUNetPlans"
+    if plans_of is None:
+        work.run(name, ["nnUNetv2_extract_fingerprint", "-d", number, "-np", "2", "--verify_dataset_integrity"])
+        work.run(name, ["nnUNetv2_plan_experiment", "-d", number, "-pl", planner])
+        add_configuration(folder / f"{plans}.json", study.configuration)
+    else:
+        work.run(name, ["nnUNetv2_extract_fingerprint", "-d", number, "-np", "2"])
+        source = str(work.dataset_id(plans_of))
+        # which nnU-Net's planning would have copied
+        shutil.copy(work.raw / work.dataset(name) / "dataset.json", folder / "dataset.json")
+        work.run(name, ["nnUNetv2_move_plans_between_datasets", "-s", source, "-t", number, "-sp", plans, "-tp", plans])
+    configuration = study.configuration.name
+    work.run(name, ["nnUNetv2_preprocess", "-d", number, "-c", configuration, "-plans_name", plans, "-np", "2"])
+    if (work.raw / work.dataset(name) / "imagesUn").is_dir():
+        work.run(name, ["nnunet-caml", "preprocess", "-d", number, "-c", configuration, "-p", plans, "-np", "2"])
+    (folder / READY).touch()
+
+
+def add_configuration(plans_file: Path, configuration: Configuration) -> None:
+    """Adds a smaller configuration to nnU-Net's plans, as one would do it by hand; nothing if it is a planned one.
+
+    Strides halve an axis from stage to stage as long as it stays at least 4 voxels long, as nnU-Net's planner does.
+    """
+    if configuration.inherits_from is None:
+        return
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    entry: dict = {"inherits_from": configuration.inherits_from}
+    planned = plans["configurations"][configuration.inherits_from]
+    patch = configuration.patch_size or planned["patch_size"]
+    for key in ("patch_size", "spacing"):
+        if (value := getattr(configuration, key)) is not None:
+            entry[key] = list(value)
+    if configuration.spacing is not None:
+        entry["data_identifier"] = f"{plans['plans_name']}_{configuration.name}"
+    if configuration.batch_size is not None:
+        entry["batch_size"] = configuration.batch_size
+    if configuration.features is not None:
+        # nnU-Net replaces inherited entries and does not merge them
+        architecture = deepcopy(planned["architecture"])
+        stages, strides, sizes = len(configuration.features), [[1] * len(patch)], list(patch)
+        for _ in range(stages - 1):
+            strides.append([2 if size % 2 == 0 and size >= 6 else 1 for size in sizes])
+            sizes = [size // stride for size, stride in zip(sizes, strides[-1], strict=True)]
+        arguments = architecture["arch_kwargs"]
+        blocks = "n_blocks_per_stage" if "n_blocks_per_stage" in arguments else "n_conv_per_stage"
+        arguments.update(
+            n_stages=stages,
+            features_per_stage=list(configuration.features),
+            kernel_sizes=[[3] * len(patch)] * stages,
+            strides=strides,
+            **{blocks: (arguments[blocks] * stages)[:stages]},
+            n_conv_per_stage_decoder=(arguments["n_conv_per_stage_decoder"] * stages)[: stages - 1],
+        )
+        entry["architecture"] = architecture
+    plans["configurations"][configuration.name] = entry
+    plans_file.write_text(json.dumps(plans, indent=4) + "\n", encoding="utf-8")
+
+
+def pseudo_labeled(study: Study, work: Workspace, name: str, teacher: str, predictions: Path) -> None:
+    """A data set in which the predictions of the unlabelled cases stand for their labels.
+
+    Args:
+        study: The study.
+        work: Its folder.
+        name: Of the new data set.
+        teacher: Of the data set that the predictions were made with.
+        predictions: One label map per unlabelled case.
+    """
+    source, target = work.raw / work.dataset(teacher), work.raw / work.dataset(name)
+    if not target.is_dir():
+        half = target.with_suffix(".tmp")
+        description = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+        ending = description["file_ending"]
+        for folder in ("imagesTr", "labelsTr"):
+            (half / folder).mkdir(parents=True, exist_ok=True)
+        labels = [*(source / "labelsTr").glob(f"*{ending}"), *predictions.glob(f"*{ending}")]
+        for path in [*(source / "imagesTr").iterdir(), *(source / "imagesUn").iterdir()]:
+            _link(path, half / "imagesTr" / path.name)
+        for path in labels:
+            _link(path, half / "labelsTr" / path.name)
+        description["numTraining"] = len(labels)
+        (half / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        half.rename(target)
+    plan_and_preprocess(study, work, name, plans_of=teacher)
+
+
+def _link(source: Path, target: Path) -> None:
+    if not target.is_symlink():
+        target.symlink_to(source.resolve())

@@ -1,0 +1,200 @@
+"""The file that describes a study."""
+
+import json
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Arm", "Configuration", "Data", "Run", "Study", "StudyError", "read_study"]
+
+
+class StudyError(ValueError):
+    """A study cannot be run as it is described; the message names the file or entry and the way out."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the cases come from.
+
+    Attributes:
+        converter: Name of a script in ``dataset_conversion/``.
+        source: Its SOURCE, relative to the folder of shared data.
+        arguments: Its further arguments. All training cases keep their label here; the test cases are held out.
+        development: Number of training cases that take the place of the test cases. With 0 the test cases are used, which
+            is for the end, when all choices are made.
+        order_of_source: The labelled cases are the first ones in the source's own order, as the converter takes them, and
+            not drawn by lot; there is one subset then.
+        development_seed: Of the lot that draws them.
+    """
+
+    converter: str
+    source: str
+    arguments: tuple[str, ...] = ()
+    development: int = 0
+    development_seed: int = 1
+    order_of_source: bool = False
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration of the plans, as planned or (with ``inherits_from``) a smaller one.
+
+    Attributes:
+        name: Of the configuration.
+        inherits_from: Of the planned one that it is made from.
+        patch_size: In voxels, axes as in the plans.
+        features: Channels per stage; as many stages as there are entries.
+        spacing: In mm; ``None`` keeps that of ``inherits_from``.
+        batch_size: ``None`` keeps that of ``inherits_from``.
+        planner: nnU-Net's experiment planner.
+    """
+
+    name: str
+    inherits_from: str | None = None
+    patch_size: tuple[int, ...] | None = None
+    features: tuple[int, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    batch_size: int | None = None
+    planner: str = "ExperimentPlanner"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things compared.
+
+    Attributes:
+        name: For tables and figures.
+        trainer: A trainer class of nnU-Net, of this package, or of :mod:`study.baselines`.
+        attributes: Class attributes that differ from the trainer's own.
+        all_labels: Trains on every training case with its label, the upper bound.
+        pseudo_labels_from: Name of the arm whose predictions of the unlabelled cases are taken for labels.
+        auxiliary: Also measures CAML's auxiliary network, which users never see, to watch both networks apart.
+    """
+
+    name: str
+    trainer: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+    all_labels: bool = False
+    pseudo_labels_from: str | None = None
+    auxiliary: bool = False
+
+    @property
+    def slug(self) -> str:
+        """The name as a part of file and class names."""
+        return re.sub(r"\W+", "_", self.name).strip("_")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of an arm.
+
+    Attributes:
+        arm: What is trained.
+        labeled: Number of labelled cases; ``None`` for all.
+        subset: Seed of the lot that draws them.
+        seed: Of the training.
+    """
+
+    arm: Arm
+    labeled: int | None
+    subset: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Unique in the study."""
+        return f"{self.arm.slug}-{'all' if self.labeled is None else self.labeled}-subset{self.subset}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study.
+
+    Attributes:
+        name: Of the study; also of its file.
+        data: Where the cases come from.
+        labeled: Numbers of labelled cases.
+        subsets: Seeds of the lots that draw them; with one seed, fewer cases are a subset of more.
+        seeds: Of the trainings.
+        configuration: Of the plans.
+        iterations: Of every training.
+        iterations_per_epoch: Length of an epoch; the learning rate falls from epoch to epoch.
+        test_time_augmentation: Mirroring in prediction.
+        arms: What is compared; the first one is the reference of the paired tests.
+        remark: What the study is for.
+    """
+
+    name: str
+    data: Data
+    labeled: tuple[int, ...]
+    configuration: Configuration
+    iterations: int
+    arms: tuple[Arm, ...]
+    subsets: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
+    iterations_per_epoch: int = 250
+    test_time_augmentation: bool = True
+    remark: str = ""
+
+    def runs(self) -> list[Run]:
+        """All trainings, those that others wait for first; the upper bound does not depend on the subset."""
+        found = []
+        for arm in sorted(self.arms, key=lambda arm: arm.pseudo_labels_from is not None):
+            for seed in self.seeds:
+                if arm.all_labels:
+                    found.append(Run(arm, None, 0, seed))
+                    continue
+                found += [Run(arm, labeled, subset, seed) for labeled in self.labeled for subset in self.subsets]
+        return found
+
+
+def read_study(path: Path) -> Study:
+    """Reads a study file.
+
+    Raises:
+        StudyError: It is missing, no JSON, or an entry is unknown, missing or impossible.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: give a study file, such as those in benchmarks/studies.") from error
+    except ValueError as error:
+        raise StudyError(f"{path} is no JSON: {error}.") from error
+    content = {"name": path.stem, **content}
+    for key, kind in (("data", Data), ("configuration", Configuration)):
+        if key in content:
+            content[key] = _make(kind, content[key], f"{path}, {key}")
+    content["arms"] = tuple(_make(Arm, {"name": k, **v}, f"{path}, arm {k}") for k, v in content.get("arms", {}).items())
+    study = _make(Study, content, str(path))
+    _check(study, path)
+    return study
+
+
+def _make(kind: type, content: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in fields(kind)}
+    if unknown := sorted(set(content) - known):
+        raise StudyError(f"{where}: {unknown[0]!r} is unknown; there are {', '.join(sorted(known))}.")
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+    except TypeError as error:
+        raise StudyError(f"{where}: {error}.") from error
+
+
+def _check(study: Study, path: Path) -> None:
+    if not study.arms:
+        raise StudyError(f"{path} has no arms: name at least one trainer.")
+    names = {arm.name: arm for arm in study.arms}
+    if len({arm.slug for arm in study.arms}) < len(names):
+        raise StudyError(f"{path}: two arms differ in punctuation only; give them other names.")
+    for arm in study.arms:
+        other = arm.pseudo_labels_from
+        if other is not None and (other not in names or names[other].pseudo_labels_from or names[other].all_labels):
+            raise StudyError(f"{path}, arm {arm.name}: pseudo_labels_from should name a plain arm, not {other!r}.")
+    if study.data.order_of_source and (study.subsets != (0,) or study.data.development):
+        raise StudyError(f"{path}: with order_of_source there is subset 0 only, and no development cases; change one of them.")
+    if study.iterations % study.iterations_per_epoch:
+        raise StudyError(
+            f"{path}: {study.iterations} iterations are no whole number of epochs of {study.iterations_per_epoch}; "
+            "change iterations or iterations_per_epoch."
+        )

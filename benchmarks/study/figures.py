@@ -1,0 +1,143 @@
+"""Pictures of a study."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from study.commands import Workspace
+from study.description import Study
+from study.runs import metrics_file, model_folder
+
+__all__ = ["arms", "gallery", "learning_curve", "training_curves"]
+
+Means = dict[tuple[str, int | None, int, int], dict[str, float]]
+
+
+def _runs(means: Means) -> dict[str, dict[int | None, list[float]]]:
+    """Mean Dice of every run by arm and number of labelled cases."""
+    grouped: dict[str, dict[int | None, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (arm, labeled, _, _), cases in means.items():
+        grouped[arm][labeled].append(float(np.nanmean(list(cases.values()))))
+    return grouped
+
+
+def learning_curve(study: Study, means: Means, path: Path) -> None:
+    """Dice over the number of labelled cases, one line per arm; thin marks are single runs."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for number, (arm, points) in enumerate(_runs(means).items()):
+        color = f"C{number}"
+        if None in points:
+            axes.axhline(float(np.mean(points[None])), color=color, linestyle="--", label=f"{arm}, all labels")
+        counts = sorted(n for n in points if n is not None)
+        if counts:
+            axes.plot(counts, [np.mean(points[n]) for n in counts], "o-", color=color, label=arm)
+            for n in counts:
+                axes.plot([n] * len(points[n]), points[n], "_", color=color, alpha=0.6)
+    axes.set_xlabel("labelled cases")
+    axes.set_ylabel("Dice, mean of classes and cases")
+    axes.set_xticks(sorted(study.labeled))
+    axes.legend(fontsize=8)
+    figure.suptitle(f"{study.name}, {study.iterations} iterations", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def arms(study: Study, means: Means, path: Path) -> None:
+    """Dice of every arm, single runs as points."""
+    grouped = _runs(means)
+    labels, values = [], []
+    for arm, points in grouped.items():
+        for n in sorted(points, key=lambda n: n or 10**6):
+            labels.append(f"{arm}, {'all' if n is None else n}")
+            values.append(points[n])
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.32 * len(labels)), layout="constrained")
+    positions = np.arange(len(labels))[::-1]
+    axes.barh(positions, [np.mean(v) for v in values], color="0.8")
+    for position, value in zip(positions, values, strict=True):
+        axes.plot(value, [position] * len(value), "o", color="C0", markersize=4)
+    axes.set_yticks(positions, labels, fontsize=8)
+    low = min(min(v) for v in values)
+    axes.set_xlim(max(0.0, low - 0.05), min(1.0, max(max(v) for v in values) + 0.02))
+    axes.set_xlabel("Dice (the axis does not start at 0)" if low > 0.05 else "Dice")
+    figure.suptitle(f"{study.name}: arm, labelled cases", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+CURVES = {
+    "train_losses": "supervised loss of V",
+    "val_losses": "nnU-Net's validation loss",
+    "ema_fg_dice": "nnU-Net's pseudo Dice (moving average)",
+    "caml_consistency": "consistency loss",
+    "caml_correlation": "OCC loss",
+    "caml_agreement": "agreement of V and A",
+}
+
+
+def training_curves(study: Study, work: Workspace, path: Path) -> None:
+    """What nnU-Net's log has of every finished run, by epoch."""
+    logs = []
+    for run in study.runs():
+        file = model_folder(study, work, run) / "fold_all" / "checkpoint_final.pth"
+        if file.is_file():
+            logs.append((run, torch.load(file, map_location="cpu", weights_only=False)["logging"]))
+    if not logs:
+        return
+    figure, grid = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    colors = {arm.name: f"C{i}" for i, arm in enumerate(study.arms)}
+    for axes, (key, title) in zip(grid.flat, CURVES.items(), strict=True):
+        seen = set()
+        for run, log in logs:
+            if log.get(key):
+                label = run.arm.name if run.arm.name not in seen else None
+                seen.add(run.arm.name)
+                axes.plot(log[key], color=colors[run.arm.name], label=label, alpha=0.8, linewidth=1)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("epoch", fontsize=8)
+        if seen:
+            axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def gallery(study: Study, work: Workspace, means: Means, path: Path) -> None:
+    """Best, median and worst case of the last arm that is no upper bound, and what the other arms make of them."""
+    candidates = [run for run in study.runs() if not run.arm.all_labels and metrics_file(work, run).is_file()]
+    if not candidates:
+        return
+    chosen = candidates[-1]
+    key = (chosen.arm.name, chosen.labeled, chosen.subset, chosen.seed)
+    order = sorted((v, c) for c, v in means[key].items() if np.isfinite(v))
+    if not order:
+        return
+    picked = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
+    siblings = [r for r in candidates if (r.labeled, r.subset, r.seed) == (chosen.labeled, chosen.subset, chosen.seed)]
+    name = "AllLabels" if chosen.labeled is None else f"Labeled{chosen.labeled}Subset{chosen.subset}"
+    raw = work.raw / work.dataset(name)
+    ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+    columns = ["image", "truth", *(run.arm.name for run in siblings)]
+    figure, grid = plt.subplots(3, len(columns), figsize=(2.2 * len(columns), 6.8), layout="constrained", squeeze=False)
+    for row, (rank, (value, case)) in zip(grid, picked.items(), strict=True):
+        image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "imagesTs" / f"{case}_0000{ending}")))
+        truth = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "labelsTs" / f"{case}{ending}")))
+        maps = [None, truth]
+        for run in siblings:
+            file = work.folder / "predictions" / metrics_file(work, run).stem / f"{case}{ending}"
+            maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(file))))
+        level = int(np.argmax((truth > 0).sum((1, 2))))
+        for axes, title, label in zip(row, columns, maps, strict=True):
+            axes.imshow(image[level], cmap="gray")
+            if label is not None:
+                overlay = np.ma.masked_equal(label[level], 0)
+                axes.imshow(overlay, cmap="tab10", vmin=0, vmax=9, alpha=0.5, interpolation="nearest")
+            axes.set_title(title, fontsize=8)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        row[0].set_ylabel(f"{rank} of {chosen.arm.name}\n{case}, Dice {value:.2f}", fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,172 @@
+"""What a study found: tables, CSV and figures, of whatever is there."""
+
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from study import figures
+from study.commands import Workspace
+from study.description import Run, Study
+from study.metrics import METRICS, read_metrics
+from study.runs import is_done, metrics_file, model_folder
+from study.schedules import COST
+
+__all__ = ["plan", "write"]
+
+HEADERS = [
+    *("arm", "labelled", "runs", "Dice, over cases", "Dice, over runs", "Jaccard", "HD95 mm", "ASD mm", "undefined", "p"),
+    *("s/step", "peak GiB"),
+]
+
+
+def plan(study: Study, work: Workspace, selected: list[Run], jobs: int) -> str:
+    """What is left to do, and how long it takes where a run of the same arm has been timed already."""
+    left = [run for run in selected if not is_done(work, run)]
+    lines = [
+        f"Study {study.name}: {len(selected)} runs of {study.iterations} iterations, {len(selected) - len(left)} of them done."
+    ]
+    seconds, unknown = 0.0, set()
+    for run in left:
+        step = step_seconds(study, work, run)
+        if step is None:
+            unknown.add(run.arm.name)
+        else:
+            seconds += step * study.iterations
+    if seconds:
+        lines.append(f"About {seconds / 3600 / jobs:.1f} hours of training with {jobs} side by side, as timed so far.")
+    if unknown:
+        lines.append(f"Not timed yet: {', '.join(sorted(unknown))}. `--plan` knows more after the first run of each.")
+    return "\n".join(lines)
+
+
+def step_seconds(study: Study, work: Workspace, run: Run) -> float | None:
+    """Seconds per step in any finished run of the same arm."""
+    for other in study.runs():
+        if other.arm.name == run.arm.name and (cost := read_cost(study, work, other)):
+            return cost["step_s"]
+    return None
+
+
+def read_cost(study: Study, work: Workspace, run: Run) -> dict[str, Any] | None:
+    """What a finished training cost."""
+    path = model_folder(study, work, run) / "fold_all" / COST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write(study: Study, work: Workspace) -> str:
+    """Writes ``report/`` and returns the table.
+
+    ``cases.csv`` has every case of every run, ``summary.md`` the table, the pictures are named after what they show.
+    """
+    folder = work.folder / "report"
+    folder.mkdir(exist_ok=True)
+    results = collect(study, work)
+    if not results:
+        return "No run is finished yet."
+    _write_csv(folder / "cases.csv", results)
+    text = table(study, work, results)
+    (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
+    figures.learning_curve(study, case_means(results), folder / "learning_curve.png")
+    figures.arms(study, case_means(results), folder / "arms.png")
+    figures.training_curves(study, work, folder / "training.png")
+    figures.gallery(study, work, case_means(results), folder / "gallery.png")
+    return f"{text}\n\nMore in {folder}"
+
+
+def collect(study: Study, work: Workspace) -> dict[tuple[str, int | None, int, int], list[dict[str, Any]]]:
+    """Rows of all finished runs by arm, number of labelled cases, subset and seed; A's under ``"ARM (A)"``."""
+    results = {}
+    for run in study.runs():
+        for auxiliary in (False, True) if run.arm.auxiliary else (False,):
+            path = metrics_file(work, run, auxiliary)
+            if path.is_file():
+                name = f"{run.arm.name} (A)" if auxiliary else run.arm.name
+                results[name, run.labeled, run.subset, run.seed] = read_metrics(path)
+    return results
+
+
+def case_means(results: dict, metric: str = "dice") -> dict[tuple[str, int | None, int, int], dict[str, float]]:
+    """Mean over the classes, per case; classes where the metric is not defined are left out."""
+    means = {}
+    for key, rows in results.items():
+        cases = defaultdict(list)
+        for row in rows:
+            cases[row["case"]].append(row[metric])
+        means[key] = {c: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for c, v in cases.items()}
+    return means
+
+
+def _write_csv(path: Path, results: dict) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arm", "labeled", "subset", "seed", "case", "class", *METRICS])
+        for key, rows in results.items():
+            for row in rows:
+                writer.writerow([*("all" if k is None else k for k in key), *row.values()])
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half the width of its 95 % confidence interval (Student's t)."""
+    v = np.asarray([x for x in values if np.isfinite(x)])
+    if len(v) < 2:
+        return f"{v.mean():.3f}" if len(v) else "-"
+    half = stats.t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v))
+    return f"{v.mean():.3f} ± {half:.3f}"
+
+
+def table(study: Study, work: Workspace, results: dict) -> str:
+    """A Markdown table: one row per arm and number of labelled cases."""
+    means = {metric: case_means(results, metric) for metric in METRICS}
+    groups = defaultdict(list)
+    for arm, labeled, subset, seed in results:
+        groups[arm, labeled].append((subset, seed))
+    reference = study.arms[0].name
+    lines = [
+        f"{study.name}: {study.iterations} iterations, configuration {study.configuration.name}, last checkpoint, "
+        + ("development cases" if study.data.development else "test cases")
+        + ". Mean ± half of the 95 % interval; p: Wilcoxon signed rank test of the cases against "
+        + f"{reference}, both averaged over subsets and seeds.",
+        "",
+        "| " + " | ".join(HEADERS) + " |",
+        "|---" * len(HEADERS) + "|",
+    ]
+    for (arm, labeled), members in groups.items():
+        keys = [(arm, labeled, *member) for member in members]
+        per_case = {metric: over_runs(means[metric], keys) for metric in METRICS}
+        per_run = [float(np.nanmean(list(means["dice"][key].values()))) for key in keys]
+        undefined = sum(1 for key in keys for row in results[key] if not np.isfinite(row["hd95_mm"]))
+        others = [(reference, labeled, *member) for member in members if (reference, labeled, *member) in results]
+        p = "-"
+        if others and arm != reference:
+            p = paired(over_runs(means["dice"], keys), over_runs(means["dice"], others))
+        cost = next((c for r in study.runs() if r.arm.name == arm and (c := read_cost(study, work, r))), None)
+        cells = [arm, "all" if labeled is None else str(labeled), str(len(keys))]
+        cells += [interval(list(per_case["dice"].values())), interval(per_run)]
+        cells += [interval(list(per_case[metric].values())) for metric in ("jaccard", "hd95_mm", "asd_mm")]
+        cells += [str(undefined), p]
+        cells += [f"{cost['step_s']:.2f}", f"{cost['peak_memory_bytes'] / 2**30:.1f}"] if cost else ["-", "-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def over_runs(means: dict, keys: list) -> dict[str, float]:
+    """Mean over runs, per case."""
+    cases = defaultdict(list)
+    for key in keys:
+        for case, value in means[key].items():
+            cases[case].append(value)
+    return {case: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for case, v in cases.items()}
+
+
+def paired(a: dict[str, float], b: dict[str, float]) -> str:
+    """Two-sided p of the Wilcoxon signed rank test over the cases that both have."""
+    both = [case for case in a if case in b and np.isfinite(a[case]) and np.isfinite(b[case])]
+    difference = np.asarray([a[case] - b[case] for case in both])
+    if len(both) < 6 or not difference.any():
+        return "-"
+    return f"{stats.wilcoxon(difference).pvalue:.2g}"

@@ -1,0 +1,108 @@
+"""One run: train, predict, measure. Each part is skipped when its result is there."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from study.commands import Workspace, training_watch
+from study.data import dataset_name, pseudo_labeled
+from study.description import Run, Study
+from study.metrics import measure
+from study.schedules import COST, trainer_name
+
+__all__ = ["execute", "is_done", "metrics_file", "model_folder"]
+
+
+def metrics_file(work: Workspace, run: Run, auxiliary: bool = False) -> Path:
+    """Where the figures of a run are."""
+    return work.folder / "metrics" / f"{run.name}{'-auxiliary' if auxiliary else ''}.csv"
+
+
+def is_done(work: Workspace, run: Run) -> bool:
+    """Whether nothing is left to do."""
+    return metrics_file(work, run).is_file() and (not run.arm.auxiliary or metrics_file(work, run, True).is_file())
+
+
+def training_data(study: Study, run: Run) -> str:
+    """Name of the data set that nnU-Net is called with."""
+    name = dataset_name(study, run)
+    return name if run.arm.pseudo_labels_from is None else f"{run.arm.slug}_{name}_Seed{run.seed}"
+
+
+def plans_name(study: Study) -> str:
+    """Of the planner."""
+    planner = study.configuration.planner
+    return f"nnUNet{planner.removeprefix('nnUNetPlanner')}Plans" if planner != "ExperimentPlanner" else "nnUNetPlans"
+
+
+def model_folder(study: Study, work: Workspace, run: Run, suffix: str = "") -> Path:
+    """nnU-Net's folder of the trained model."""
+    trainer = trainer_name(study, run.arm.slug, run.seed) + suffix
+    model = f"{trainer}__{plans_name(study)}__{study.configuration.name}"
+    return work.results / work.dataset(training_data(study, run)) / model
+
+
+def execute(study: Study, work: Workspace, run: Run) -> None:
+    """Does what is left of a run.
+
+    Raises:
+        CommandError: A command failed; the next call goes on from there.
+    """
+    if is_done(work, run):
+        return
+    if run.arm.pseudo_labels_from is not None:
+        _make_pseudo_labels(study, work, run)
+    _train(study, work, run)
+    truth = work.raw / work.dataset(dataset_name(study, run))
+    description: dict[str, Any] = json.loads((truth / "dataset.json").read_text(encoding="utf-8"))
+    classes = {k: v for k, v in description["labels"].items() if v != 0 and k != "ignore"}
+    for auxiliary in (False, True) if run.arm.auxiliary else (False,):
+        target = metrics_file(work, run, auxiliary)
+        if target.is_file():
+            continue
+        predictions = work.folder / "predictions" / target.stem
+        predict(study, work, run, truth / "imagesTs", predictions, "_auxiliary" if auxiliary else "")
+        measure(predictions, truth / "labelsTs", classes, description["file_ending"], target)
+
+
+def _train(study: Study, work: Workspace, run: Run) -> None:
+    fold = model_folder(study, work, run) / "fold_all"
+    if (fold / "checkpoint_final.pth").is_file() and (fold / COST).is_file():
+        return
+    number, configuration = str(work.dataset_id(training_data(study, run))), study.configuration.name
+    command = ["nnUNetv2_train", number, configuration, "all", "-tr", trainer_name(study, run.arm.slug, run.seed)]
+    command += ["-p", plans_name(study), "-device", work.device]
+    if (fold / "checkpoint_latest.pth").is_file():
+        command.append("--c")
+    epochs = study.iterations // study.iterations_per_epoch
+    work.run(run.name, command, training_watch(epochs), {"nnUNet_n_proc_DA": str(work.workers)})
+
+
+def predict(study: Study, work: Workspace, run: Run, images: Path, predictions: Path, suffix: str = "") -> None:
+    """Predicts all images of a folder with the last checkpoint."""
+    trainer = trainer_name(study, run.arm.slug, run.seed) + suffix
+    command = ["nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-f", "all", "-tr", trainer]
+    command += ["-d", str(work.dataset_id(training_data(study, run))), "-c", study.configuration.name]
+    command += ["-p", plans_name(study), "-device", work.device, "-npp", "1", "-nps", "1"]
+    if not study.test_time_augmentation:
+        command.append("--disable_tta")
+    work.run(f"{run.name}{suffix}", command)
+
+
+def _make_pseudo_labels(study: Study, work: Workspace, run: Run) -> None:
+    first = next(
+        other
+        for other in study.runs()
+        if other.arm.name == run.arm.pseudo_labels_from
+        and (other.labeled, other.subset, other.seed) == (run.labeled, run.subset, run.seed)
+    )
+    name = training_data(study, run)
+    predictions = work.folder / "predictions" / f"{name}-unlabeled"
+    done = predictions / "done"
+    if not done.is_file():
+        shutil.rmtree(predictions, ignore_errors=True)
+        unlabeled = work.raw / work.dataset(dataset_name(study, run)) / "imagesUn"
+        predict(study, work, first, unlabeled, predictions)
+        done.touch()
+    pseudo_labeled(study, work, name, dataset_name(study, run), predictions)

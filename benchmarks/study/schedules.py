@@ -1,0 +1,175 @@
+"""What a study adds to a trainer: its length, its seed, what it cost, and a look at CAML's auxiliary network.
+
+``write_trainers`` writes the arms as classes into a file that nnU-Net finds, each a few lines, as a user would.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_caml.networks import make_auxiliary, unwrap
+from study.description import Study
+
+__all__ = ["AuxiliaryNetwork", "Scheduled", "write_trainers"]
+
+COST = "cost.json"
+
+
+class Scheduled:
+    """Mixed into a trainer: a short schedule and a seed; the rest of nnU-Net's recipe follows from it.
+
+    Attributes:
+        study_epochs: Length of the training.
+        study_iterations: Of an epoch.
+        study_seed: Of weights, patches and augmentation. nnU-Net itself does not seed. Exact only where patches are loaded
+            in the training process and the run is not interrupted.
+        study_momentum: Of SGD, if not nnU-Net's 0.99.
+        study_keeps_auxiliary: Saves A as a model of its own, for watching.
+    """
+
+    study_epochs: int
+    study_iterations: int
+    study_seed: int = 0
+    study_momentum: float | None = None
+    study_keeps_auxiliary: bool = False
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[call-arg]
+        self.num_epochs = self.study_epochs
+        self.num_iterations_per_epoch = self.study_iterations
+        self.num_val_iterations_per_epoch = 2
+        self.save_every = max(1, self.study_epochs // 10)
+        self._step_s = 0.0
+        if "STUDY_THREADS" in os.environ:
+            torch.set_num_threads(int(os.environ["STUDY_THREADS"]))
+        random.seed(self.study_seed)
+        np.random.seed(self.study_seed)
+        torch.manual_seed(self.study_seed)
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = super().configure_optimizers()  # type: ignore[misc]
+        if self.study_momentum is not None:
+            for group in (optimizer.defaults, *optimizer.param_groups):
+                group["momentum"] = self.study_momentum
+        return optimizer, scheduler
+
+    def train_step(self, batch: dict) -> dict:
+        began = perf_counter()
+        result = super().train_step(batch)  # type: ignore[misc]
+        self._step_s += perf_counter() - began
+        return result
+
+    def on_train_end(self) -> None:
+        super().on_train_end()  # type: ignore[misc]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
+        cost = {
+            "step_s": self._step_s / max(1, (self.num_epochs - self._first_epoch) * self.num_iterations_per_epoch),
+            "peak_memory_bytes": peak,
+            "epochs_in_this_process": self.num_epochs - self._first_epoch,
+        }
+        folder = Path(self.output_folder)  # type: ignore[attr-defined]
+        (folder / COST).write_text(json.dumps(cost) + "\n", encoding="utf-8")
+        if self.study_keeps_auxiliary:
+            save_auxiliary(self, folder)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()  # type: ignore[misc]
+        self._first_epoch = self.current_epoch  # type: ignore[attr-defined]
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Left out: with fold ``all`` it would segment the training cases."""
+
+
+def save_auxiliary(trainer: Any, folder: Path) -> None:
+    """Writes A as a checkpoint of the class ``<trainer>_auxiliary``, beside the trainer's own model."""
+    name = type(trainer).__name__
+    model = folder.parent
+    target = model.parent / model.name.replace(name, f"{name}_auxiliary", 1)
+    (target / folder.name).mkdir(parents=True, exist_ok=True)
+    for file in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
+        if (model / file).is_file():
+            shutil.copy(model / file, target / file)
+    checkpoint = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+    checkpoint["network_weights"] = unwrap(trainer.caml.auxiliary).state_dict()
+    checkpoint["trainer_name"] = f"{name}_auxiliary"
+    torch.save(checkpoint, target / folder.name / "checkpoint_final.pth")
+
+
+class AuxiliaryNetwork:
+    """Mixed into a CAML trainer: prediction builds A."""
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> torch.nn.Module:
+        """In place of nnU-Net's static method of this name, which tells its forms apart by the names of the arguments."""
+        caml: Any = cls
+        network = super().build_network_architecture(  # type: ignore[misc]
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return make_auxiliary(
+            network, caml.attention_heads, caml.attention_dropout, caml.attention, caml.attention_downsampling
+        )
+
+
+def trainer_name(study: Study, arm_slug: str, seed: int) -> str:
+    """Name of the class that ``write_trainers`` writes for an arm."""
+    return f"Study_{arm_slug}_seed{seed}"
+
+
+def write_trainers(study: Study, folder: Path) -> None:
+    """Writes ``study_trainers.py``: one class per arm and seed."""
+    lines = [
+        f'"""Trainers of the study {study.name}; written by benchmarks/run_study.py."""',
+        "",
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer",
+        "from study import baselines",
+        "from study.schedules import AuxiliaryNetwork, Scheduled",
+        "",
+        "from nnunet_caml import variants",
+        "from nnunet_caml import trainer as caml",
+        "",
+        "PLACES = (baselines, variants, caml)",
+        "",
+        "",
+        "def find(name):",
+        '    """The class of that name."""',
+        '    if name == "nnUNetTrainer":',
+        "        return nnUNetTrainer",
+        "    return next(getattr(place, name) for place in PLACES if hasattr(place, name))",
+        "",
+    ]
+    for arm in study.arms:
+        for seed in study.seeds:
+            name = trainer_name(study, arm.slug, seed)
+            lines += [
+                "",
+                f'class {name}(Scheduled, find("{arm.trainer}")):',
+                f"    study_epochs = {study.iterations // study.iterations_per_epoch}",
+                f"    study_iterations = {study.iterations_per_epoch}",
+                f"    study_seed = {seed}",
+                f"    study_keeps_auxiliary = {arm.auxiliary}",
+                *(f"    {key} = {value!r}" for key, value in arm.attributes.items()),
+                "",
+            ]
+            if arm.auxiliary:
+                lines += ["", f"class {name}_auxiliary(AuxiliaryNetwork, {name}):", "    pass", ""]
+    (folder / "study_trainers.py").write_text("\n".join(lines), encoding="utf-8")

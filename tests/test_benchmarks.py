@@ -1,0 +1,151 @@
+"""The measuring instrument: study files, the plans it makes, figures per case. Whole studies take hours: not run here."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from study import report
+from study.commands import Workspace
+from study.data import add_configuration, dataset_name
+from study.description import Arm, Configuration, Data, Study, StudyError, read_study
+from study.metrics import measure, read_metrics
+from study.runs import metrics_file
+from study.schedules import trainer_name, write_trainers
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def ball(centre: tuple[int, int, int], radius: float) -> np.ndarray:
+    grid = np.stack(np.meshgrid(*(np.arange(24),) * 3, indexing="ij"), -1)
+    return (np.linalg.norm(grid - np.array(centre), axis=-1) <= radius).astype(np.uint8)
+
+
+def write(array: np.ndarray, path: Path, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    sitk.WriteImage(image, str(path))
+
+
+def study(**changes) -> Study:
+    arms = (Arm("labelled only", "nnUNetTrainer"), Arm("CAML", "nnUNetTrainerCAML", {"lambda_c": 0.5}, auxiliary=True))
+    values = {"name": "s", "data": Data("decathlon.py", "x"), "labeled": (4, 8), "iterations": 100, "arms": arms}
+    return Study(**{**values, "configuration": Configuration("3d_fullres"), "iterations_per_epoch": 50, **changes})
+
+
+@pytest.mark.parametrize("file", sorted((BENCHMARKS / "studies").glob("*.json")), ids=lambda f: f.stem)
+def test_studies_of_the_repository(file: Path):
+    found = read_study(file)
+    assert found.name == file.stem
+    assert len({run.name for run in found.runs()}) == len(found.runs()) > 1
+    assert (BENCHMARKS.parent / "dataset_conversion" / found.data.converter).is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"iteration": 3}, "'iteration' is unknown"),
+        ({"arms": {}}, "no arms"),
+        ({"arms": {"a b": {"trainer": "x"}, "a-b": {"trainer": "x"}}}, "punctuation"),
+        ({"arms": {"a": {"trainer": "x", "pseudo_labels_from": "b"}}}, "pseudo_labels_from should name a plain arm"),
+        ({"iterations": 99}, "no whole number of epochs"),
+        ({"configuration": {"name": "c", "patch": [3]}}, "configuration: 'patch' is unknown"),
+    ],
+)
+def test_a_wrong_study_is_a_sentence(tmp_path: Path, change: dict, words: str):
+    content = json.loads((BENCHMARKS / "studies" / "hippocampus_cpu.json").read_text())
+    file = tmp_path / "wrong.json"
+    file.write_text(json.dumps({**content, **change}))
+    with pytest.raises(StudyError, match=words):
+        read_study(file)
+
+
+def test_the_upper_bound_is_run_once_and_pseudo_labels_last():
+    arms = (
+        Arm("pseudo", "nnUNetTrainer", pseudo_labels_from="plain"),
+        Arm("plain", "nnUNetTrainer"),
+        Arm("all", "nnUNetTrainer", all_labels=True),
+    )
+    runs = study(arms=arms, subsets=(0, 1)).runs()
+    assert [run.arm.name for run in runs] == ["plain"] * 4 + ["all"] + ["pseudo"] * 4
+    assert {dataset_name(study(), run) for run in runs} == {"AllLabels"} | {
+        f"Labeled{n}Subset{s}" for n in (4, 8) for s in (0, 1)
+    }
+
+
+def test_trainers_are_what_the_study_says(tmp_path: Path, monkeypatch):
+    write_trainers(study(seeds=(3,)), tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import study_trainers
+
+    trainer = getattr(study_trainers, trainer_name(study(), "CAML", 3))
+    assert (trainer.lambda_c, trainer.study_seed, trainer.study_epochs, trainer.study_iterations) == (0.5, 3, 2, 50)
+    assert [base.__name__ for base in trainer.__mro__[1:3]] == ["Scheduled", "nnUNetTrainerCAML"]
+    assert issubclass(getattr(study_trainers, trainer_name(study(), "CAML", 3) + "_auxiliary"), trainer)
+
+
+def test_smaller_configuration(tmp_path: Path):
+    arguments = {"n_conv_per_stage": [2, 2], "n_conv_per_stage_decoder": [2]}
+    planned = {"patch_size": [40, 56, 40], "architecture": {"arch_kwargs": arguments}}
+    file = tmp_path / "plans.json"
+    file.write_text(json.dumps({"plans_name": "p", "configurations": {"3d_fullres": planned}}))
+    add_configuration(
+        file, Configuration("s", "3d_fullres", patch_size=(20, 32, 6), features=(4, 8, 16, 16), spacing=(2, 2, 2))
+    )
+    entry = json.loads(file.read_text())["configurations"]["s"]
+    assert entry["architecture"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 1], [1, 2, 1]]
+    assert entry["data_identifier"] == "p_s"
+    assert len(entry["architecture"]["arch_kwargs"]["n_conv_per_stage_decoder"]) == 3
+
+
+def test_figures_per_case(tmp_path: Path):
+    truth, predictions = tmp_path / "truth", tmp_path / "predictions"
+    spacing = (1.0, 1.0, 2.0)
+    for case, moved, other in (("same", 0, 2), ("moved", 3, 2), ("missed", 0, 0)):
+        write(ball((10, 12, 12), 5) + 2 * ball((18, 3, 3), 2), truth / f"{case}.nii.gz", spacing)
+        write(ball((10 + moved, 12, 12), 5) + other * ball((18, 3, 3), 2), predictions / f"{case}.nii.gz", spacing)
+    measure(predictions, truth, {"big": 1, "small": 2}, ".nii.gz", tmp_path / "m.csv")
+    rows = {(row["case"], row["class"]): row for row in read_metrics(tmp_path / "m.csv")}
+    assert rows["same", "big"]["dice"] == rows["same", "small"]["jaccard"] == 1
+    assert rows["same", "big"]["hd95_mm"] == rows["same", "big"]["asd_voxels"] == 0
+    moved = rows["moved", "big"]
+    # three slices of 2 mm
+    assert moved["hd95_mm"] == pytest.approx(2 * moved["hd95_voxels"], rel=0.35)
+    assert 4 <= moved["hd95_mm"] <= 6
+    assert moved["jaccard"] == pytest.approx(moved["dice"] / (2 - moved["dice"]))
+    assert rows["missed", "small"]["dice"] == 0
+    assert math.isnan(rows["missed", "small"]["hd95_mm"])
+    (predictions / "same.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="nnUNetv2_predict did not write it"):
+        measure(predictions, truth, {"big": 1}, ".nii.gz", tmp_path / "n.csv")
+    assert not (tmp_path / "n.csv").exists()
+
+
+def test_table_and_figures(tmp_path: Path):
+    """Of figures made up here: paired test, intervals, undefined distances."""
+    s, work = study(labeled=(4,)), Workspace(tmp_path, tmp_path)
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.6, 0.8, 12)
+    for run in s.runs():
+        for auxiliary in (False, True) if run.arm.auxiliary else (False,):
+            better = 0.05 * (run.arm.name == "CAML")
+            lines = ["case,class,dice,jaccard,hd95_mm,asd_mm,hd95_voxels,asd_voxels"]
+            lines += [f"c{i},organ,{d + better},0.5,{'nan' if i == 0 else 3.0},1.0,3.0,1.0" for i, d in enumerate(truth)]
+            file = metrics_file(work, run, auxiliary)
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("\n".join(lines) + "\n")
+    results = report.collect(s, work)
+    text = report.table(s, work, results)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["arm", "labelled only", "CAML", "CAML (A)"]
+    assert rows[1][3].startswith(f"{truth.mean():.3f} ± ")
+    assert rows[2][3].startswith(f"{truth.mean() + 0.05:.3f} ± ")
+    assert rows[1][8] == "1"
+    assert float(rows[2][9]) < 0.01
+    report.figures.learning_curve(s, report.case_means(results), tmp_path / "curve.png")
+    report.figures.arms(s, report.case_means(results), tmp_path / "arms.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
