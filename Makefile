@@ -11,7 +11,7 @@ endif
 # one stamp an environment
 STAMP := .installed-$(shell $(PYTHON) -c "import sys, zlib; print(zlib.crc32(sys.prefix.encode()))")
 
-.PHONY: test test-slow demo lint install clean
+.PHONY: test test-slow integration demo lint install clean
 
 $(STAMP): pyproject.toml nnunet_caml.pth
 ifneq ($(HAS_TORCH),yes)
@@ -34,8 +34,12 @@ test: lint
 test-slow: $(STAMP)
 	$(PY) -m pytest -q -m slow
 
+# nnU-Net's own integration procedure, small; needs the Hippocampus data of the Decathlon
+integration: $(STAMP)
+	$(PY) tests/integration/procedure.py
+
 demo: $(STAMP)
 	$(PY) -m nnunet_caml.cli demo
 
 clean:
-	rm -rf .venv .installed-* demo_output build dist
+	rm -rf .venv .installed-* demo_output integration_output build dist

@@ -70,7 +70,7 @@ def test_train_predict_export(workspace: Workspace, tmp_path: Path):
     script = tmp_path / "stock.py"
     script.write_text(stock)
     environment = {**workspace.variables, "nnUNet_results": str(tmp_path / "elsewhere"), "nnUNet_extTrainer": ""}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     a, b = predictions(ours), predictions(theirs)
     assert sorted(a) == ["ts_0.nii.gz", "ts_1.nii.gz"]
@@ -109,7 +109,7 @@ def test_look_up_gives_one_class_that_can_be_pickled(monkeypatch):
 def test_interpreter_start_keeps_the_users_trainer_folders(tmp_path):
     show = [sys.executable, "-c", "import os; print(os.environ['nnUNet_extTrainer'])"]
     first, last = subprocess.run(
-        show, env={"nnUNet_extTrainer": str(tmp_path)}, capture_output=True, text=True, check=True
+        show, env={"nnUNet_extTrainer": str(tmp_path)}, capture_output=True, encoding="utf-8", check=True
     ).stdout.strip().split(":")  # fmt: skip
     assert first == str(tmp_path)
     assert Path(last, "nnunet_caml_trainers.py").is_file()
