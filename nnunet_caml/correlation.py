@@ -31,6 +31,19 @@ from nnunet_caml.consistency import at_least_float32
 SIMILARITIES = ("dot", "cosine")
 
 
+class Correlation(NamedTuple):
+    """What :func:`occ_loss` gives.
+
+    Attributes:
+        loss: Scalar, float32 or more precise; 0 with zero gradients if no voxel or no memory is valid.
+        row_peak: Scalar without gradient in [0, 1]: mean over voxels of the largest entry of V's correlation row. At 1 the rows
+            are one-hot, the softmax is saturated and the loss has next to no gradient.
+    """
+
+    loss: Tensor
+    row_peak: Tensor
+
+
 class Selection(NamedTuple):
     """Voxels chosen for OCC.
 
@@ -118,10 +131,10 @@ class _RowCrossEntropy(torch.autograd.Function):
     CHUNK = 1024
 
     @staticmethod
-    def forward(ctx: Any, f_v: Tensor, f_a: Tensor, weight: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, f_v: Tensor, f_a: Tensor, weight: Tensor, memory: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """``f_v`` and ``f_a`` are ``(N, D)`` over the temperature, ``weight`` is ``(N, 1)``, ``bias`` as of :func:`missing`."""
         grad_v, grad_a = torch.empty_like(f_v), torch.empty_like(f_a)
-        total = f_v.new_zeros(())
+        total, peak = f_v.new_zeros(()), f_v.new_zeros(())
         for start in range(0, len(f_v), _RowCrossEntropy.CHUNK):
             rows = slice(start, start + _RowCrossEntropy.CHUNK)
             w = weight[rows]
@@ -130,11 +143,13 @@ class _RowCrossEntropy(torch.autograd.Function):
             h = (q + 1e-8).log_().neg_()  # d loss / d p
             loss = (p * h).sum(1, keepdim=True)
             total += (loss * w).sum()
+            peak += (q.amax(1, keepdim=True) * w).sum()
             g = p / (q + 1e-8)  # -d loss / d q
             grad_v[rows] = (q * ((q * g).sum(1, keepdim=True) - g) * w) @ memory
             grad_a[rows] = (p * (h - loss) * w) @ memory
         ctx.save_for_backward(grad_v, grad_a)
-        return total
+        ctx.mark_non_differentiable(peak)
+        return total, peak
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -151,7 +166,7 @@ def occ_loss(
     memory_valid: Tensor,
     temperature: float = 0.1,
     similarity: str = "dot",
-) -> Tensor:
+) -> Correlation:
     """Mean over voxels of ``-sum_j corr_a[j] * log(corr_v[j] + 1e-8)``; neither side is detached.
 
     Args:
@@ -164,7 +179,7 @@ def occ_loss(
         similarity: See :func:`correlation_logits`.
 
     Returns:
-        A scalar, float32 or more precise; 0 with zero gradients if no voxel or no memory is valid.
+        A :class:`Correlation`.
 
     Raises:
         ValueError: If ``similarity`` is not one of :data:`SIMILARITIES`.
@@ -178,6 +193,7 @@ def occ_loss(
         # With no memory at all every row would be a softmax over nothing: look at everything and weigh it by zero.
         bias = missing(memory, memory_valid | ~anything)
         weight = (valid & anything).to(features_v.dtype) / valid.sum().clamp(min=1)
-        return _RowCrossEntropy.apply(
+        loss, peak = _RowCrossEntropy.apply(
             features_v / temperature, features_a / temperature, weight.unsqueeze(1), memory.detach(), bias
         )
+        return Correlation(loss, peak)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_caml.correlation import occ_loss, select_voxels
+from nnunet_caml.correlation import Correlation, occ_loss, select_voxels
 from nnunet_caml.heads import NetworkHeads
 from nnunet_caml.labels import LabelSpace
 from nnunet_caml.memory import MemoryBank, random_correct_voxels
@@ -121,7 +121,7 @@ class MutualLearning(nn.Module):
 
     def correlate(
         self, features_v: Tensor, features_a: Tensor, predicted_v: Tensor, predicted_a: Tensor, confidence: Tensor
-    ) -> Tensor:
+    ) -> Correlation:
         """The OCC loss of unlabelled patches against a fresh sample of the memory.
 
         Args:
@@ -130,7 +130,7 @@ class MutualLearning(nn.Module):
             confidence: ``(B, *spatial)``, of V.
 
         Returns:
-            A scalar in float32.
+            A :class:`nnunet_caml.correlation.Correlation`.
         """
         sample = self.memory.sample()
         selection = select_voxels(

@@ -19,6 +19,7 @@ VALUES = {
     "supervised_a": ("of which auxiliary", "supervised loss"),
     "consistency": ("L_c", "mutual consistency"),
     "correlation": ("L_o", "omni-correlation consistency"),
+    "row_peak": ("largest entry of a correlation row (1 is saturated)", "shares"),
     "lambda_c": ("lambda_c", "weights"),
     "lambda_o": ("lambda_o", "weights"),
     "agreement": (
@@ -36,6 +37,37 @@ def add_keys(logger: Any) -> None:
     values = logger.local_logger.my_fantastic_logging
     for key in VALUES:
         values.setdefault(PREFIX + key, [float("nan")] * len(values["train_losses"]))
+
+
+def epoch_values(outputs: dict[str, Any], lambda_c: float, lambda_o: float, waiting: float) -> dict[str, float]:
+    """Values of an epoch from what its steps gave.
+
+    Args:
+        outputs: By name, a row per step: ``loss``, ``loss_a``, ``consistency``, ``correlation``, ``row_peak``, ``memory`` and
+            the counts ``agreement`` of :func:`nnunet_caml.learning.agreement_counts`, ``(steps, 3, classes)``.
+        lambda_c: Weight of the consistency at the end of the epoch.
+        lambda_o: Weight of OCC.
+        waiting: Share of the epoch that was spent waiting for data.
+
+    Returns:
+        A number for each of :data:`VALUES`.
+    """
+    both, v, a = np.asarray(outputs["agreement"], dtype=float).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dice = 2 * both / (v + a)
+    return {
+        "supervised": float(np.mean(outputs["loss"]) + np.mean(outputs["loss_a"])),
+        "supervised_a": float(np.mean(outputs["loss_a"])),
+        "consistency": float(np.mean(outputs["consistency"])),
+        "correlation": float(np.mean(outputs["correlation"])),
+        "row_peak": float(np.mean(outputs["row_peak"])),
+        "lambda_c": lambda_c,
+        "lambda_o": lambda_o,
+        # no class predicted by either: nothing to agree on
+        "agreement": float(np.nanmean(dice)) if np.isfinite(dice).any() else float("nan"),
+        "memory": float(np.asarray(outputs["memory"])[-1]),
+        "waiting": waiting,
+    }
 
 
 def log(logger: Any, values: dict[str, float], epoch: int) -> None:
@@ -63,6 +95,7 @@ def plot(logger: Any, folder: Path) -> None:
                 "supervised_a": "A",
                 "memory": "memory filled",
                 "waiting": "waiting for data",
+                "row_peak": "largest entry of OCC's rows",
             }.get(key, key)
             # a single epoch would be an invisible line
             axis.plot(np.arange(len(values)), values, label=label, marker="o" if len(values) < 30 else None, markersize=3)

@@ -4,14 +4,11 @@ Glue only. The vanilla network V is ``self.network``, built, validated, saved an
 else is ``self.caml`` (:class:`nnunet_caml.learning.MutualLearning`).
 """
 
-from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -19,7 +16,7 @@ from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_caml import checkpoints, progress
+from nnunet_caml import checkpoints, distributed, footprint, progress
 from nnunet_caml.cascade import predict_for_next_stage, with_previous_stage
 from nnunet_caml.checks import check_labeled
 from nnunet_caml.consistency import consistency_loss, rampup
@@ -149,8 +146,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         # A and the heads learn as V does, whatever optimiser a subclass has configured.
         self.auxiliary_optimizer = type(self.optimizer)(self.caml.parameters(), **self.optimizer.defaults)
         if self.is_ddp:
-            for tensor in (*self.caml.heads_v.state_dict().values(), *self.caml.heads_a.state_dict().values()):
-                dist.broadcast(tensor, 0)
+            distributed.broadcast_state(self.heads())
             ids = [self.local_rank] if self.device.type == "cuda" else None
             self.caml.auxiliary = DistributedDataParallel(self.caml.auxiliary, device_ids=ids)
         self._untrained = next(vanilla.parameters()).detach().clone()
@@ -194,22 +190,15 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         Raises:
             UnlabeledDataError: With a sentence per problem.
         """
-        problem = None
-        if self.local_rank == 0:
-            try:
-                prepare(self.unlabeled, self.preprocessed_dataset_folder, self.do_split(), self.print_to_log_file)
-            except Exception as error:
-                problem = error
-        if self.is_ddp:
-            # NCCL would give up after minutes; and all ranks have to stop when one does.
-            group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-            message = [None if problem is None else f"{type(problem).__name__}: {problem}"]
-            dist.broadcast_object_list(message, 0, group=group)
-            if problem is None and message[0] is not None:
-                raise RuntimeError(f"Rank 0 stopped: {message[0]}")
-        if problem is not None:
+
+        def work() -> None:
+            prepare(self.unlabeled, self.preprocessed_dataset_folder, self.do_split(), self.print_to_log_file)
+
+        try:
+            distributed.on_first_rank(work, self.local_rank, self.is_ddp)
+        except Exception as problem:
             self.print_to_log_file(f"ERROR: {problem}", also_print_to_console=False)
-            raise problem
+            raise
 
     def get_dataloaders(self) -> tuple:
         """nnU-Net's loaders; the one for training also gives unlabelled patches (:class:`PairedBatches`)."""
@@ -238,6 +227,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
                 f"training is lost and it cannot be continued. Put the file back, or start again without --c."
             )
         self.prepare_unlabeled()
+        self._warn_of_memory()
         vanilla = unwrap(self.network)
         if self.current_epoch == 0 and not torch.equal(self._untrained, next(vanilla.parameters())):
             copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))
@@ -245,6 +235,14 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         super().on_train_start()
         if self._rng_to_restore is not None:
             checkpoints.set_rng_state(self._rng_to_restore)
+
+    def _warn_of_memory(self) -> None:
+        try:
+            warning = footprint.too_large(footprint.lower_bound(self), footprint.available_bytes(self.device))
+        except Exception as problem:  # a subclass's network that fake tensors cannot run trains all the same
+            warning = f"The memory that a step needs is not known: {type(problem).__name__}: {problem}"
+        if warning is not None:
+            self.print_to_log_file(warning)
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -313,7 +311,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             cases: Identifiers of the labelled half.
 
         Returns:
-            Scalars ``loss`` (supervised, of V), ``loss_a`` (of A), ``consistency`` and ``correlation``; and the counts of
+            Scalars ``loss`` (supervised, of V), ``loss_a`` (of A), ``consistency`` and ``correlation``; beside
+            them ``row_peak`` of :class:`nnunet_caml.correlation.Correlation`; and the counts of
             :func:`nnunet_caml.learning.agreement_counts` on the unlabelled half.
         """
         n = len(cases)
@@ -327,6 +326,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             "loss_a": self.loss(first(outputs_a, n), target),
             "consistency": zero,
             "correlation": zero,
+            "row_peak": zero,
         }
         if self.lambda_c:
             losses["consistency"] = consistency_loss(
@@ -343,7 +343,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
                 predicted_a[:n],
                 target[0] if isinstance(target, list) else target,
             )
-            losses["correlation"] = self.caml.correlate(
+            losses["correlation"], losses["row_peak"] = self.caml.correlate(
                 features_v[n:], features_a[n:], predicted_v[n:], predicted_a[n:], confidence[n:]
             )
         return losses, agreement_counts(predicted_v[n:], predicted_a[n:], self.labels.num_classes)
@@ -353,7 +353,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         scaler = self.grad_scaler
         (total if scaler is None else scaler.scale(total)).backward()
         if self.is_ddp:
-            self._average_head_gradients()
+            # the heads run outside of any module's forward, where DistributedDataParallel does not see them
+            distributed.average_gradients(self.heads())
         if scaler is not None:
             scaler.unscale_(self.optimizer)
             scaler.unscale_(self.auxiliary_optimizer)
@@ -368,38 +369,13 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         if scaler is not None:
             scaler.update()
 
-    def _average_head_gradients(self) -> None:
-        # The heads run outside of any module's forward, where DistributedDataParallel does not see them.
-        for head in self.heads():
-            for p in head.parameters():
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-                dist.all_reduce(p.grad)
-                p.grad /= dist.get_world_size()
-
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
         outputs = collate_outputs(train_outputs)
         if self.is_ddp:
-            gathered: list = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, outputs)
-            outputs = {k: np.concatenate([np.asarray(g[k]) for g in gathered]) for k in outputs}
-        both, v, a = np.asarray(outputs["agreement"], dtype=float).sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            dice = 2 * both / (v + a)
-        lambda_c, lambda_o = self.current_weights()
-        values = {
-            "supervised": float(np.mean(outputs["loss"]) + np.mean(outputs["loss_a"])),
-            "supervised_a": float(np.mean(outputs["loss_a"])),
-            "consistency": float(np.mean(outputs["consistency"])),
-            "correlation": float(np.mean(outputs["correlation"])),
-            "lambda_c": lambda_c,
-            "lambda_o": lambda_o,
-            # no class predicted by either: nothing to agree on
-            "agreement": float(np.nanmean(dice)) if np.isfinite(dice).any() else float("nan"),
-            "memory": float(np.asarray(outputs["memory"])[-1]),
-            "waiting": self.dataloader_train.waited_s / (perf_counter() - self._epoch_began),
-        }
+            outputs = distributed.gather_outputs(outputs)
+        waiting = self.dataloader_train.waited_s / (perf_counter() - self._epoch_began)
+        values = progress.epoch_values(outputs, *self.current_weights(), waiting)
         progress.log(self.logger, values, self.current_epoch)
         self.print_to_log_file(progress.describe(values))
 

@@ -16,7 +16,7 @@ def inputs(n: int = 40, m: int = 24, d: int = 8, dtype: torch.dtype = torch.floa
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_gradients_worked_out_by_hand_are_the_derivatives(similarity):
     v, a, valid, memory, there = inputs(6, 9, 4)
-    assert torch.autograd.gradcheck(lambda x, y: occ_loss(x, y, valid, memory, there, 0.5, similarity), (v, a))
+    assert torch.autograd.gradcheck(lambda x, y: occ_loss(x, y, valid, memory, there, 0.5, similarity).loss, (v, a))
 
 
 def test_equals_the_formula_across_chunks(monkeypatch):
@@ -24,18 +24,21 @@ def test_equals_the_formula_across_chunks(monkeypatch):
     v, a, valid, memory, there = inputs()
     rows = [correlation_logits(x[valid], memory[there], torch.ones(int(there.sum())).bool()).softmax(1) for x in (v, a)]
     expected = -(rows[1] * (rows[0] + 1e-8).log()).sum(1).mean()
-    torch.testing.assert_close(occ_loss(v, a, valid, memory, there), expected)
+    result = occ_loss(v, a, valid, memory, there)
+    torch.testing.assert_close(result.loss, expected)
+    torch.testing.assert_close(result.row_peak, rows[0].amax(1).mean())
+    assert not result.row_peak.requires_grad
 
 
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=20, deadline=None)
 def test_order_of_memory_and_voxels_does_not_matter(random):
     v, a, valid, memory, there = inputs()
-    loss = occ_loss(v, a, valid, memory, there)
+    loss = occ_loss(v, a, valid, memory, there).loss
     i, j = list(range(len(v))), list(range(len(memory)))
     random.shuffle(i)
     random.shuffle(j)
-    torch.testing.assert_close(occ_loss(v[i], a[i], valid[i], memory[j], there[j]), loss)
+    torch.testing.assert_close(occ_loss(v[i], a[i], valid[i], memory[j], there[j]).loss, loss)
 
 
 @given(st.floats(-4, 4))
@@ -45,7 +48,7 @@ def test_finite_in_half_precision_whatever_the_size(exponent):
     with torch.autocast("cpu", dtype=torch.float16):
         x = (v * 10**exponent).clamp(-6e4, 6e4).half()
         y = (a * 10**exponent).clamp(-6e4, 6e4).half()
-        loss = occ_loss(x, y, valid, memory, there)
+        loss = occ_loss(x, y, valid, memory, there).loss
     assert loss.dtype == torch.float32
     loss.backward()
     assert loss.isfinite()
@@ -56,7 +59,7 @@ def test_finite_in_half_precision_whatever_the_size(exponent):
 def test_nothing_to_compare_gives_zero_and_no_gradient():
     v, a, valid, memory, there = inputs()
     for nothing in ((valid & False, there), (valid, there & False)):
-        loss = occ_loss(v, a, nothing[0], memory, nothing[1])
+        loss = occ_loss(v, a, nothing[0], memory, nothing[1]).loss
         loss.backward()
         assert loss.item() == 0
         assert not v.grad.any()
@@ -64,8 +67,8 @@ def test_nothing_to_compare_gives_zero_and_no_gradient():
 
 def test_cosine_ignores_the_length_of_embeddings():
     v, a, valid, memory, there = inputs()
-    loss = occ_loss(v, a, valid, memory, there, similarity="cosine")
-    torch.testing.assert_close(occ_loss(7 * v, 0.1 * a, valid, 3 * memory, there, similarity="cosine"), loss)
+    loss = occ_loss(v, a, valid, memory, there, similarity="cosine").loss
+    torch.testing.assert_close(occ_loss(7 * v, 0.1 * a, valid, 3 * memory, there, similarity="cosine").loss, loss)
     with pytest.raises(ValueError, match="'euclid'"):
         occ_loss(v, a, valid, memory, there, similarity="euclid")
 

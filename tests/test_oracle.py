@@ -81,7 +81,7 @@ def test_oracle_occ(file):
     there = torch.tensor([f"memory_class{i}" in d for i in range(k)]).repeat_interleave(per_class)
     memory = torch.cat(blocks)
 
-    loss = occ_loss(v[selection.positions], a[selection.positions], selection.valid, memory, there, temperature)
+    loss = occ_loss(v[selection.positions], a[selection.positions], selection.valid, memory, there, temperature).loss
     assert_equal(loss, d["loss_occ"])
     loss.backward()
     zero = torch.zeros_like(v)

@@ -1,0 +1,112 @@
+"""How much memory a training step needs at least, known before the first step.
+
+Both networks are built once more of PyTorch's fake tensors, which have shapes and no numbers, and what autograd would keep
+for the backward pass is added up. Left out is what depends on the device: workspaces of convolutions, gradients of
+activations in flight, fragmentation. So the figure is a lower bound, and a device that has less cannot do the training.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nnunet_caml.attention import AttentionLayer
+from nnunet_caml.networks import checkpoint_activations
+
+__all__ = ["LowerBound", "available_bytes", "lower_bound", "too_large"]
+
+
+class LowerBound(NamedTuple):
+    """Memory of a step in bytes.
+
+    Attributes:
+        weights: Weights, gradients and momentum of both networks, float32.
+        activations: What the backward pass needs.
+    """
+
+    weights: int
+    activations: int
+
+
+def lower_bound(trainer: Any) -> LowerBound:
+    """Memory that a step of ``trainer`` needs at least.
+
+    Args:
+        trainer: An initialised :class:`nnunet_caml.trainer.nnUNetTrainerCAML`, for its plans, attributes and batch size.
+
+    Returns:
+        See :class:`LowerBound`. Activations count two bytes an element on CUDA, where nnU-Net trains with mixed precision, and
+        four elsewhere.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage()._cdata] = x  # held, so that no later storage has the same address
+        return x
+
+    def keep_input(_module: nn.Module, args: tuple) -> None:
+        keep(args[0])
+
+    with FakeTensorMode():
+        vanilla: Any = trainer.build_network_architecture(
+            trainer.plans_manager,
+            trainer.configuration_manager,
+            trainer.num_input_channels,
+            trainer.label_manager.num_segmentation_heads,
+            trainer.enable_deep_supervision,
+        )
+        if trainer.activation_checkpointing:
+            checkpoint_activations(vanilla)
+        auxiliary = trainer.build_auxiliary(vanilla)
+        for module in (vanilla, auxiliary):
+            for name, stages in module.named_modules():
+                if name in ("encoder.stages", "decoder.stages"):
+                    for stage in stages:
+                        # recomputed stages keep their inputs where autograd's hooks do not see them
+                        stage.register_forward_pre_hook(keep_input)
+        if trainer.device.type != "cpu":
+            for module in auxiliary.modules():
+                if isinstance(module, AttentionLayer):
+                    module.attention_dropout = 0.0  # takes the fused kernel, which keeps no attention weights, here too
+        images = torch.empty(2 * trainer.batch_size, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+        skips: list[Tensor] = []
+        vanilla.encoder.register_forward_hook(lambda _module, _args, output: skips.extend(output))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            outputs = [vanilla(images), auxiliary(skips if trainer.share_encoder else images)]
+        parameters = [*vanilla.parameters(), *auxiliary.parameters()]
+        owned = {p.untyped_storage()._cdata for p in parameters}
+        activations = sum(x.untyped_storage().nbytes() // x.element_size() for a, x in kept.items() if a not in owned)
+        del outputs
+    return LowerBound(
+        weights=3 * 4 * sum(p.numel() for p in parameters),
+        activations=activations * (2 if trainer.device.type == "cuda" else 4),
+    )
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory of the GPU, or of the machine for a CPU; ``None`` where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def too_large(needed: LowerBound, available: int | None) -> str | None:
+    """A warning with the ways out if a step cannot fit, else ``None``.
+
+    Args:
+        needed: From :func:`lower_bound`.
+        available: From :func:`available_bytes`.
+    """
+    total = sum(needed)
+    if available is None or total <= available:
+        return None
+    return (
+        f"WARNING: a training step of both networks needs at least {total / 2**30:.1f} GiB, and this device has "
+        f"{available / 2**30:.1f} GiB: it will most likely run out of memory. Ways out, best first: a subclass with "
+        f"activation_checkpointing = True; -tr nnUNetTrainerCAML_sharedEncoder; plans with a smaller batch or patch "
+        f"(nnUNetv2_plan_experiment -gpu_memory_target)."
+    )

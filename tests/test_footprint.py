@@ -1,0 +1,75 @@
+"""The lower bound of a step's memory."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nnunet_caml import footprint
+from nnunet_caml.networks import unwrap
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_counts_what_autograd_keeps(make_trainer: Any, share: bool):
+    trainer = make_trainer()
+    trainer.share_encoder = share
+    trainer.initialize()
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    vanilla: Any = unwrap(trainer.network)
+    parameters = [*vanilla.parameters(), *trainer.caml.auxiliary.parameters()]
+    images = torch.randn(2 * trainer.batch_size, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        outputs = [vanilla(images)]
+        outputs.append(trainer.caml.auxiliary(trainer.tap_v.take_skips() if share else images))
+    weights = {p.untyped_storage().data_ptr() for p in parameters}
+    real = sum(x.untyped_storage().nbytes() for address, x in kept.items() if address not in weights)
+    bound = footprint.lower_bound(trainer)
+    # attention's mask is of one byte an element, which the bound takes for four bytes
+    assert 0.9 * real < bound.activations < 1.1 * real
+    assert bound.weights == 12 * sum(p.numel() for p in parameters)
+
+
+def test_leaves_no_trace_in_the_random_numbers(make_trainer: Any):
+    trainer = make_trainer()
+    trainer.initialize()
+    before = torch.get_rng_state()
+    footprint.lower_bound(trainer)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_recomputed_activations_are_not_counted(make_trainer: Any):
+    trainer = make_trainer()
+    trainer.initialize()
+    plain = footprint.lower_bound(trainer)
+    trainer.activation_checkpointing = True
+    frugal = footprint.lower_bound(trainer)
+    assert frugal.weights == plain.weights
+    assert frugal.activations < 0.7 * plain.activations
+
+
+def test_warning_names_need_device_and_ways_out():
+    needed = footprint.LowerBound(GIB, 30 * GIB)
+    assert footprint.too_large(needed, 32 * GIB) is None
+    assert footprint.too_large(needed, None) is None
+    warning = footprint.too_large(needed, 24 * GIB)
+    assert warning is not None
+    assert "at least 31.0 GiB, and this device has 24.0 GiB" in warning
+    assert "activation_checkpointing = True" in warning
+
+
+def test_training_warns_and_goes_on(make_trainer: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(footprint, "available_bytes", lambda _: 1000)
+    trainer = make_trainer()
+    trainer.on_train_start()
+    trainer.dataloader_train.finish()
+    log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text(encoding="utf-8")
+    assert "WARNING: a training step of both networks needs at least" in log
