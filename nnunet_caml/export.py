@@ -88,7 +88,7 @@ def export(
             f"{absent[0] if absent else f'fold_*/{checkpoint_name} in {model_folder}'} does not exist: "
             f"that fold is not trained to the end, or -f or -chk is wrong."
         )
-    plans = json.loads((model_folder / "plans.json").read_text())
+    plans = json.loads((model_folder / "plans.json").read_text(encoding="utf-8"))
     plans.pop("continue_training", None)
     plans_name = plans_name or parts[1]
     installed = Installed(plans["dataset_name"], plans_name, parts[2], tuple(checkpoints), checkpoint_name)

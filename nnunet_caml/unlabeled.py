@@ -214,7 +214,7 @@ class CaseState:
     def write(self, file: Path) -> None:
         """Writes the file as a whole or not at all."""
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
+        temporary.write_text(json.dumps(asdict(self), indent=1, sort_keys=True), encoding="utf-8")
         temporary.replace(file)
 
 

@@ -57,7 +57,7 @@ def test_studies_of_the_repository(file: Path):
     ],
 )
 def test_a_wrong_study_is_a_sentence(tmp_path: Path, change: dict, words: str):
-    content = json.loads((BENCHMARKS / "studies" / "hippocampus_cpu.json").read_text())
+    content = json.loads((BENCHMARKS / "studies" / "hippocampus_cpu.json").read_text(encoding="utf-8"))
     file = tmp_path / "wrong.json"
     file.write_text(json.dumps({**content, **change}))
     with pytest.raises(StudyError, match=words):
@@ -96,7 +96,7 @@ def test_smaller_configuration(tmp_path: Path):
     add_configuration(
         file, Configuration("s", "3d_fullres", patch_size=(20, 32, 6), features=(4, 8, 16, 16), spacing=(2, 2, 2))
     )
-    entry = json.loads(file.read_text())["configurations"]["s"]
+    entry = json.loads(file.read_text(encoding="utf-8"))["configurations"]["s"]
     assert entry["architecture"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 1], [1, 2, 1]]
     assert entry["data_identifier"] == "p_s"
     assert len(entry["architecture"]["arch_kwargs"]["n_conv_per_stage_decoder"]) == 3

@@ -121,7 +121,7 @@ def test_configuration_is_built_by_nnunet(tmp_path):
     file = tmp_path / "nnUNetPlans.json"
     file.write_text(json.dumps({"configurations": {"3d_fullres": full}}))
     add_configuration(file)
-    plans = json.loads(file.read_text())
+    plans = json.loads(file.read_text(encoding="utf-8"))
     assert plans["configurations"]["3d_fullres"] == full
     configuration = PlansManager(plans).get_configuration(CONFIGURATION)
     assert configuration.data_identifier == "nnUNetPlans_3d_fullres"
@@ -190,7 +190,7 @@ def test_news_silence_and_log(terminal, tmp_path, capsys):
     assert shown.startswith("\n$ MORE=too python -c ")
     assert "] news set\n" in shown
     assert "... still running, for 0 s on this" in shown
-    assert (tmp_path / "log.txt").read_text() == "news set\na\nb\ntoo\n"
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "news set\na\nb\ntoo\n"
 
 
 def test_missing_command(monkeypatch):
@@ -254,7 +254,7 @@ def test_figure_is_written(tmp_path):
 def test_whole_demo(tmp_path, capfd):
     folder = tmp_path / "demo"
     assert main(["demo", "-o", str(folder), "-device", "cpu"]) == 0
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert results["iterations"] == EPOCHS * ITERATIONS_PER_EPOCH
     for trainer in ("nnU-Net", "CAML"):
         dice = results["dice"][trainer]

@@ -31,7 +31,7 @@ def test_train_predict_export(workspace: Workspace, tmp_path: Path):
     assert (fold / "validation" / "tr_0.npz").is_file() or len(list((fold / "validation").glob("*.npz"))) == 1
     for figure in ("progress.png", "progress_caml.png"):
         assert (fold / figure).stat().st_size > 10_000
-    log = next(fold.glob("training_log_*.txt")).read_text()
+    log = next(fold.glob("training_log_*.txt")).read_text(encoding="utf-8")
     for value in ("L_s", "L_c", "L_o", "lambda_c", "lambda_o", "agreement of V and A", "memory", "waiting for data"):
         assert log.count(f" {value}") >= 2, value
 

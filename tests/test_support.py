@@ -154,7 +154,7 @@ def test_row(empty: Workspace, monkeypatch: pytest.MonkeyPatch, name: str):
     write_dataset(row, empty.raw)
     empty.call("nnUNetv2_plan_and_preprocess", *f"-d 101 -pl {planner} -npfp 1 --no_pp".split())
     plans_file = empty.preprocessed / f"{plans}.json"
-    content = json.loads(plans_file.read_text())
+    content = json.loads(plans_file.read_text(encoding="utf-8"))
     configuration = content["configurations"][row.configuration]
     configuration.update(row.plans)
     arguments = configuration["architecture"]["arch_kwargs"]
@@ -164,13 +164,13 @@ def test_row(empty: Workspace, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     empty.call("nnUNetv2_train", 101, row.configuration, row.fold, "-tr", TRAINER, "-p", plans, "-device", "cpu")
     model = empty.results / NAME / f"{TRAINER}__{plans}__{row.configuration}"
-    summary = json.loads((model / f"fold_{row.fold}" / "validation" / "summary.json").read_text())
+    summary = json.loads((model / f"fold_{row.fold}" / "validation" / "summary.json").read_text(encoding="utf-8"))
     # classes that no case has are not measured
     assert any(np.isfinite(values["Dice"]) for values in summary["mean"].values())
     companion = torch.load(model / f"fold_{row.fold}" / "checkpoint_final_caml_0001.pth", weights_only=True)
     training = row.labeled if row.fold == "all" else row.labeled - 1
     assert companion["memory"]["counts"].shape == (training, len(row.labels) - ("ignore" in row.labels))
-    log = next((model / f"fold_{row.fold}").glob("training_log_*.txt")).read_text()
+    log = next((model / f"fold_{row.fold}").glob("training_log_*.txt")).read_text(encoding="utf-8")
     assert "4 unlabelled training cases (4 preprocessed now)" in log
     line = next(line for line in log.splitlines() if "L_s" in line)
     assert "nan" not in line.split("agreement")[0]

@@ -142,7 +142,7 @@ def test_variants_train(make_trainer, name: str):
     trainer = make_trainer(name)
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 2, 1
     trainer.run_training()
-    log = next(Path(trainer.output_folder).glob("training_log_*")).read_text()
+    log = next(Path(trainer.output_folder).glob("training_log_*")).read_text(encoding="utf-8")
     assert ("L_o 0.0000" in log) == ("noOCC" in name)
 
 
@@ -160,7 +160,7 @@ def test_labelled_cases_not_preprocessed(workspace: Workspace, make_trainer):
 
 def test_number_of_training_cases_that_does_not_match(workspace: Workspace, make_trainer):
     file = workspace.preprocessed / "dataset.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "numTraining": 7}))
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "numTraining": 7}))
     with pytest.raises(UnlabeledDataError, match=r"numTraining = 7, but 4 labelled cases"):
         make_trainer().on_train_start()
 
@@ -211,7 +211,7 @@ def test_a_single_labelled_case_cannot_be_split(workspace: Workspace, make_train
         for file in (workspace.preprocessed / "nnUNetPlans_3d_fullres").glob(f"{case}*"):
             file.unlink()
     file = workspace.preprocessed / "dataset.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "numTraining": 1}))
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "numTraining": 1}))
     with pytest.raises(UnlabeledDataError, match=r"tr_0 is the only labelled case.*Train fold `all`"):
         make_trainer().on_train_start()
     make_trainer(fold="all").on_train_start()

@@ -98,7 +98,7 @@ def test_half_a_case_is_not_a_case(workspace: Workspace):
 def test_changed_plans_are_done_again(workspace: Workspace, key: str, value: object):
     preprocess(dataset(workspace), 1)
     file = workspace.preprocessed / "nnUNetPlans.json"
-    plans = json.loads(file.read_text())
+    plans = json.loads(file.read_text(encoding="utf-8"))
     entry = plans["configurations"]["3d_fullres"]
     entry[key] = {**entry[key], **value} if isinstance(value, dict) else value
     file.write_text(json.dumps(plans))
@@ -110,7 +110,7 @@ def test_changed_plans_are_done_again(workspace: Workspace, key: str, value: obj
 def test_changed_patch_size_is_not_done_again_and_a_changed_image_is(workspace: Workspace):
     preprocess(dataset(workspace), 1)
     file = workspace.preprocessed / "nnUNetPlans.json"
-    plans = json.loads(file.read_text())
+    plans = json.loads(file.read_text(encoding="utf-8"))
     plans["configurations"]["3d_fullres"]["patch_size"] = [16, 16, 16]
     file.write_text(json.dumps(plans))
     assert preprocess(dataset(workspace), 1) == 0
@@ -123,7 +123,7 @@ def test_entry_of_dataset_json_leaves_files_where_they_are(workspace: Workspace,
     monkeypatch.setenv("ARCHIVE", str(tmp_path / "archive"))
     file = workspace.raw / "dataset.json"
     entry = {"far": {"images": ["$ARCHIVE/un_0_0000.nii.gz"]}, "near": {"images": ["imagesTs/ts_0_0000.nii.gz"]}}
-    file.write_text(json.dumps({**json.loads(file.read_text()), "unlabeled": entry}))
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}))
     d = dataset(workspace)
     assert preprocess(d, 1) == 2
     assert d.usable_cases() == ["far", "near"]
@@ -212,11 +212,11 @@ def test_bad_files_get_a_sentence_and_the_others_are_kept(workspace: Workspace, 
 def test_channels_on_different_grids(workspace: Workspace):
     for name in ("dataset.json",):
         for folder in (workspace.raw, workspace.preprocessed):
-            json_ = json.loads((folder / name).read_text())
+            json_ = json.loads((folder / name).read_text(encoding="utf-8"))
             json_["channel_names"] = {"0": "T1", "1": "T2"}
             (folder / name).write_text(json.dumps(json_))
     file = workspace.preprocessed / "nnUNetPlans.json"
-    plans = json.loads(file.read_text())
+    plans = json.loads(file.read_text(encoding="utf-8"))
     plans["configurations"]["3d_fullres"] |= {
         "normalization_schemes": ["ZScoreNormalization"] * 2,
         "use_mask_for_norm": [False] * 2,

@@ -196,7 +196,7 @@ def check(results: Path, name: str, folds: int, chance: float) -> None:
             file = results / f"{TRAINER}__nnUNetPlans__{configuration}" / f"fold_{fold}" / "validation" / "summary.json"
             if not file.is_file():
                 raise IntegrationError(f"{file} is missing: the run did not end")
-            values.append(json.loads(file.read_text())["foreground_mean"]["Dice"])
+            values.append(json.loads(file.read_text(encoding="utf-8"))["foreground_mean"]["Dice"])
         if not np.isfinite(values).all():
             raise IntegrationError(f"{name}, {configuration}: Dice of the folds is {values}")
         print(f"{name}, {configuration}: Dice {np.mean(values):.3f} (chance {chance:.3f})", flush=True)
