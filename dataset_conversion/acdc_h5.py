@@ -23,12 +23,23 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from acdc import DATASET
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main, read_h5, read_list
+from nnunet_caml.conversion import (
+    Case,
+    CaseLists,
+    ConversionError,
+    Dataset,
+    argument_parser,
+    main,
+    read_h5,
+    read_list,
+    required_folder,
+)
 
 LABELED_HELP = (
     "how many patients keep the labels of their two frames (default: 7, a tenth; the literature has 3, 7 and 14, which "
     "are 68, 136 and 256 slices), in the order of train.list; by lot with --draw"
 )
+LISTS = CaseLists("SSL4MIS, github.com/HiLab-git/SSL4MIS, folder data/ACDC", names=("train", "val", "test"), option=False)
 SPACING_MM = (1.5625, 1.5625, 10.0)
 SLICE = re.compile(r"(.+)_slice_(\d+)\.h5")
 
@@ -93,26 +104,14 @@ def read_case(path: Path, key: str, spacing_mm: Sequence[float], slices: Mapping
     return sitk.JoinSeries(images, 0.0, spacing_mm[2])
 
 
-def case_lists(source: Path) -> Iterable[tuple[str, str]]:
-    """Every identifier in the lists, with the list's name."""
-    for name in ("train", "val", "test"):
-        if not (source / f"{name}.list").is_file():
-            raise ConversionError(
-                f"{source / f'{name}.list'} does not exist: SOURCE should be the folder with data, train.list, val.list and "
-                "test.list; the lists come with SSL4MIS, github.com/HiLab-git/SSL4MIS, folder data/ACDC."
-            )
-        for identifier in read_list(source / f"{name}.list"):
-            yield identifier.removesuffix(".h5"), name
-
-
 def find(source: Path, options: Namespace) -> Iterable[Case]:
     """The cases of all lists."""
-    if not (source / "data").is_dir():
-        raise ConversionError(f"{source} has no folder data: SOURCE should be the folder that holds data and train.list.")
-    for identifier, name in case_lists(source):
+    data = required_folder(source, "data")
+    for line, name in LISTS.read(source):
         if name == "val" and not options.use_validation_images:
             continue
-        path = first_file(source / "data", identifier, sliced=name == "train")
+        identifier = line.removesuffix(".h5")
+        path = first_file(data, identifier, sliced=name == "train")
         patient = identifier.partition("_")[0]
         yield Case(identifier, [path], None if name == "val" else path, test=name == "test", patient=patient)
 

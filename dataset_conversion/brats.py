@@ -12,17 +12,19 @@ ones and those of test.txt the test cases; for BraTS 2019, these lists (250 and 
 import re
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main, read_list
+from nnunet_caml.conversion import Case, CaseLists, ConversionError, Dataset, argument_parser, find_files, main
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 LABELED_HELP = (
     "how many cases keep their label, or 'all' (default: 25; the literature on BraTS 2019 has 25 and 50 of 250, 10 and 20 %%, "
     "in the order of SSL4MIS's train.txt)"
 )
+# the same lists are passed on with either ending
+LISTS = CaseLists("SSL4MIS, github.com/HiLab-git/SSL4MIS, folder data/BraTS2019", endings=(".txt", ".list"))
 DATASET = Dataset(
     name="BraTS",
     channel_names=["T1", "T1ce", "T2", "FLAIR"],
@@ -32,19 +34,6 @@ DATASET = Dataset(
     further={"regions_class_order": [1, 2, 3]},
     reference="Brain Tumor Segmentation challenge, https://www.med.upenn.edu/cbica/brats2019",
 )
-
-
-def case_lists(folder: Path) -> Iterator[tuple[str, bool]]:
-    """The identifiers of ``train.txt`` and ``test.txt`` in their order, each with whether it is a test case."""
-    for name, test in (("train", False), ("test", True)):
-        # the same lists are passed on with either ending
-        path = next((folder / f"{name}{end}" for end in (".txt", ".list") if (folder / f"{name}{end}").is_file()), None)
-        if path is None:
-            raise ConversionError(
-                f"{folder / name}.txt does not exist: put the lists of the literature there (they come with SSL4MIS, "
-                "github.com/HiLab-git/SSL4MIS, folder data/BraTS2019), or say with --lists where they are."
-            )
-        yield from ((identifier, test) for identifier in read_list(path))
 
 
 def files_by_case(folder: Path) -> dict[str, dict[str, Path]]:
@@ -81,8 +70,8 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
     else:
         if options.test:
             raise ConversionError("--test draws test cases by lot, but --lists names them: give one of the two.")
-        for identifier, test in case_lists(options.lists):
-            yield case(identifier, found.get(identifier, {}), source, test)
+        for identifier, name in LISTS.read(options.lists):
+            yield case(identifier, found.get(identifier, {}), source, test=name == "test")
 
 
 def dataset(source: Path, options: Namespace) -> Dataset:
@@ -97,5 +86,5 @@ def find_unlabeled(folder: Path) -> Iterable[Case]:
 
 if __name__ == "__main__":
     parser = argument_parser(__doc__, default_labeled=25, labeled_help=LABELED_HELP)
-    parser.add_argument("--lists", type=Path, metavar="DIR", help="folder of train.txt and test.txt (default: a lot)")
+    LISTS.add_option(parser, default="a lot")
     main(find, dataset, parser, find_unlabeled=find_unlabeled)

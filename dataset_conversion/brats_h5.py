@@ -7,16 +7,13 @@ as they are, z-scored and cropped. The first cases of train.txt are the labelled
 those of test.txt the test cases. Those of val.txt, on which the literature chooses checkpoints, are left out.
 """
 
-from argparse import Namespace
-from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 from brats import DATASET as OFFICIAL
-from brats import case_lists
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main, read_h5
+from brats import LISTS
+from nnunet_caml.conversion import Dataset, H5Cases, argument_parser, main, read_h5
 
-FOLDER, ENDING = "data", ".h5"
+CASES = H5Cases("data", ".h5", LISTS)
 LABELED_HELP = (
     "how many cases keep their label, in the order of train.txt (default: 25; the literature on BraTS 2019 has 25 and 50 "
     "of 250, 10 and 20 %%)"
@@ -33,22 +30,7 @@ DATASET = Dataset(
     reference=OFFICIAL.reference,
 )
 
-
-def find(source: Path, options: Namespace) -> Iterable[Case]:
-    """The cases of both lists."""
-    if not (source / FOLDER).is_dir():
-        raise ConversionError(f"{source} has no folder {FOLDER!r} of .h5 files: SOURCE should be the folder that holds it.")
-    for identifier, test in case_lists(options.lists or source):
-        path = source / FOLDER / f"{identifier}{ENDING}"
-        yield Case(identifier, [path], path, test)
-
-
-def find_unlabeled(folder: Path) -> Iterable[Case]:
-    """More cases: ``*.h5``."""
-    return [Case(path.name.removesuffix(ENDING), [path]) for path in sorted(folder.glob(f"[!.]*{ENDING}"))]
-
-
 if __name__ == "__main__":
     parser = argument_parser(__doc__, default_labeled=25, labeled_help=LABELED_HELP, draws_test=False)
-    parser.add_argument("--lists", type=Path, metavar="DIR", help="folder of train.txt and test.txt (default: SOURCE)")
-    main(find, DATASET, parser, find_unlabeled=find_unlabeled)
+    CASES.lists.add_option(parser)
+    main(CASES.find, DATASET, parser, find_unlabeled=CASES.find_unlabeled)

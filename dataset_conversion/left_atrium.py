@@ -10,12 +10,13 @@ from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_images, main, read_list
+from nnunet_caml.conversion import Case, CaseLists, Dataset, argument_parser, find_images, main
 
 LABELED_HELP = (
     "how many cases keep their label, in the order of train.list (default: 8, a tenth; the literature has 4, 8 and 16: "
     "8 and 16 in UA-MT, Yu et al., MICCAI 2019; 4, 8 and 16 in CAML, Gao et al., arXiv:2307.06312)"
 )
+LISTS = CaseLists("UA-MT, github.com/yulequan/UA-MT, folder data")
 DATASET = Dataset(
     name="LeftAtrium",
     channel_names=["MRI"],
@@ -26,24 +27,12 @@ DATASET = Dataset(
 )
 
 
-def case_lists(folder: Path) -> list[tuple[str, bool]]:
-    """The identifiers of ``train.list`` and ``test.list`` in their order, each with whether it is a test case."""
-    for name in ("train.list", "test.list"):
-        if not (folder / name).is_file():
-            raise ConversionError(
-                f"{folder / name} does not exist: put the lists of the literature beside the cases (they come with "
-                "UA-MT, github.com/yulequan/UA-MT, folder data), or say with --lists where they are."
-            )
-    lists = ((False, read_list(folder / "train.list")), (True, read_list(folder / "test.list")))
-    return [(identifier, test) for test, identifiers in lists for identifier in identifiers]
-
-
 def find(source: Path, options: Namespace) -> Iterable[Case]:
     """The cases of both lists."""
     folders = {path.parent.name: path.parent for path in sorted(source.glob("*/*/lgemri.nrrd"))}
-    for identifier, test in case_lists(options.lists or source):
+    for identifier, name in LISTS.read(options.lists or source):
         folder = folders.get(identifier, source / identifier)
-        yield Case(identifier, [folder / "lgemri.nrrd"], folder / "laendo.nrrd", test)
+        yield Case(identifier, [folder / "lgemri.nrrd"], folder / "laendo.nrrd", test=name == "test")
 
 
 def find_unlabeled(folder: Path) -> Iterable[Case]:
@@ -54,5 +43,5 @@ def find_unlabeled(folder: Path) -> Iterable[Case]:
 
 if __name__ == "__main__":
     parser = argument_parser(__doc__, default_labeled=8, labeled_help=LABELED_HELP, draws_test=False)
-    parser.add_argument("--lists", type=Path, metavar="DIR", help="folder of train.list, test.list (default: SOURCE)")
+    LISTS.add_option(parser)
     main(find, DATASET, parser, find_unlabeled=find_unlabeled)

@@ -24,6 +24,7 @@ import SimpleITK as sitk
 
 from nnunet_caml.conversion import (
     Case,
+    CaseLists,
     ConversionError,
     Dataset,
     argument_parser,
@@ -31,7 +32,6 @@ from nnunet_caml.conversion import (
     find_images,
     main,
     read_image,
-    read_list,
 )
 
 LABELED_HELP = (
@@ -45,6 +45,7 @@ TRAIN = (
 )
 TEST = (50, 59, 37, 60, 40, 74, 4, 46, 8, 54, 5, 73, 1, 39, 6, 67, 25, 51, 21, 9)
 WITHDRAWN = (25, 70)
+LISTS = CaseLists()
 WAY_OUT = "download the series again, or leave the case out (--skip-broken)"
 
 EVEN = 0.05  # share of the distance of two slices by which another distance may differ
@@ -248,12 +249,11 @@ def case_numbers(folder: Path | None) -> Iterator[tuple[int, bool]]:
         yield from ((number, False) for number in TRAIN)
         yield from ((number, True) for number in TEST)
         return
-    for name, test in (("train.list", False), ("test.list", True)):
-        for line in read_list(folder / name):
-            match = re.fullmatch(r"(?:image|label|PANCREAS_)?(\d{4})", line)
-            if match is None:
-                raise ConversionError(f"{folder / name} has the line {line!r}: names such as image0001 are expected there.")
-            yield int(match[1]), test
+    for line, name in LISTS.read(folder):
+        match = re.fullmatch(r"(?:image|label|PANCREAS_)?(\d{4})", line)
+        if match is None:
+            raise ConversionError(f"{folder / name}.list has the line {line!r}: names such as image0001 are expected there.")
+        yield int(match[1]), name == "test"
 
 
 def patient_folders(source: Path) -> dict[int, list[Path]]:

@@ -7,14 +7,11 @@ Images stay as they are: cut to -125 to 275 HU, z-scored and cropped around the 
 are the labelled ones, its other cases the unlabelled ones, those of test.list the test cases.
 """
 
-from argparse import Namespace
-from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main, read_h5, read_list
+from nnunet_caml.conversion import CaseLists, Dataset, H5Cases, argument_parser, main, read_h5
 
-FOLDER, ENDING = "Pancreas_h5", "_norm.h5"
+CASES = H5Cases("Pancreas_h5", "_norm.h5", CaseLists())
 LABELED_HELP = (
     "how many cases keep their label, in the order of train.list (default: 12, about 20 %%; the literature has 6 and 12, "
     "about 10 and 20 %% of 62)"
@@ -31,29 +28,7 @@ DATASET = Dataset(
     reference="NIH Pancreas-CT, The Cancer Imaging Archive, https://doi.org/10.7937/K9/TCIA.2016.tNB1kqBU",
 )
 
-
-def find(source: Path, options: Namespace) -> Iterable[Case]:
-    """The cases of both lists."""
-    if not (source / FOLDER).is_dir():
-        raise ConversionError(f"{source} has no folder {FOLDER!r}: SOURCE should be the folder that holds it.")
-    lists = options.lists or source
-    for name, test in (("train.list", False), ("test.list", True)):
-        if not (lists / name).is_file():
-            raise ConversionError(
-                f"{lists / name} does not exist: put the lists of the literature beside {FOLDER}, or say with --lists where "
-                "they are."
-            )
-        for identifier in read_list(lists / name):
-            path = source / FOLDER / f"{identifier}{ENDING}"
-            yield Case(identifier, [path], path, test)
-
-
-def find_unlabeled(folder: Path) -> Iterable[Case]:
-    """More cases: ``*_norm.h5``."""
-    return [Case(path.name.removesuffix(ENDING), [path]) for path in sorted(folder.glob(f"[!.]*{ENDING}"))]
-
-
 if __name__ == "__main__":
     parser = argument_parser(__doc__, default_labeled=12, labeled_help=LABELED_HELP, draws_test=False)
-    parser.add_argument("--lists", type=Path, metavar="DIR", help="folder of train.list, test.list (default: SOURCE)")
-    main(find, DATASET, parser, find_unlabeled=find_unlabeled)
+    CASES.lists.add_option(parser)
+    main(CASES.find, DATASET, parser, find_unlabeled=CASES.find_unlabeled)

@@ -460,7 +460,7 @@ def test_acdc_h5_complaints(tmp_path, raw, capsys):  # noqa: F811
     (source / "val.list").unlink()
     assert "val.list does not exist" in complaint()
     shutil.rmtree(source / "data")
-    assert "has no folder data" in complaint()
+    assert "has no folder 'data'" in complaint()
     assert nothing_left(raw)
 
 

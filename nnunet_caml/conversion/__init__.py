@@ -37,14 +37,17 @@ What holds for every data set written:
 
 from nnunet_caml.conversion.cases import Case, ConversionError, Dataset, Split, draw_split, find_images, read_list
 from nnunet_caml.conversion.commandline import argument_parser, main
+from nnunet_caml.conversion.listed import CaseLists, H5Cases, required_folder
 from nnunet_caml.conversion.reading import read_h5, read_image
 from nnunet_caml.conversion.searching import find_files
 from nnunet_caml.conversion.writer import Summary, convert
 
 __all__ = [
     "Case",
+    "CaseLists",
     "ConversionError",
     "Dataset",
+    "H5Cases",
     "Split",
     "Summary",
     "argument_parser",
@@ -56,4 +59,5 @@ __all__ = [
     "read_h5",
     "read_image",
     "read_list",
+    "required_folder",
 ]
