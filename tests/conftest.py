@@ -29,6 +29,15 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where converters write: nnU-Net's folder of raw data sets, not there yet; its other folders are not set."""
+    for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    return tmp_path / "raw"
+
+
 def blobs(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """An image (z, y, x) of two touching blobs in noise, and its label map."""
     rng = np.random.default_rng(seed)

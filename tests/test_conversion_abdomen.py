@@ -1,37 +1,36 @@
 """FLARE22 and AMOS22: folders of any name, archives nobody unpacked, thousands of unlabelled files left in place."""
 
-import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from test_conversion_errors import nothing_left, sentence
-from test_conversion_layouts import (
+from conversion_damage import fuzz_compressed
+from conversion_helpers import (
     OBLIQUE,
     SCRIPTS,
     SHAPE,
     assert_same_geometry,
+    dataset_json,
     files_of,
+    nothing_left,
     random_image,
     random_label,
-    raw,  # noqa: F401
     run,
+    sentence,
     split_of,
     verify,
     voxels,
     write,
 )
-from test_conversion_pancreas import damaged, image_or_clean_error
 
-from nnunet_caml.conversion import ConversionError, find_files, read_image
+from nnunet_caml.conversion import ConversionError, find_files
 from nnunet_caml.conversion.writer import UNLABELED_KEY
 from nnunet_caml.unlabeled import DATASET_KEY, list_entry
 
@@ -59,7 +58,7 @@ def amos22(source: Path, **geometry: object) -> Path:
             write(source / "amos22" / f"images{part}" / name, random_image(number), **geometry)
             if part != "Ts":
                 write(source / "amos22" / f"labels{part}" / name, random_label(number, 16).astype(np.uint8), **geometry)
-    (source / "amos22" / "readme.md").write_text("AMOS")
+    (source / "amos22" / "readme.md").write_text("AMOS", encoding="utf-8")
     return source
 
 
@@ -72,13 +71,10 @@ def amos22_unlabeled(folder: Path) -> Path:
 
 def entry_of(target: Path) -> dict[str, list[Path]]:
     """The entry ``unlabeled`` as training reads it."""
-    return list_entry(json.loads((target / "dataset.json").read_text())[DATASET_KEY], target, 1)
+    return list_entry(dataset_json(target)[DATASET_KEY], target, 1)
 
 
-# -------------------------------------------------------------------------------------------------------------- FLARE22
-
-
-def test_flare22(tmp_path, raw, monkeypatch):  # noqa: F811
+def test_flare22(tmp_path, raw, monkeypatch):
     source = flare22(tmp_path / "source", **OBLIQUE)
     run("flare22.py", source, "--dataset-id", 22, "--preview")
     target = raw / "Dataset022_FLARE22"
@@ -95,7 +91,7 @@ def test_flare22(tmp_path, raw, monkeypatch):  # noqa: F811
         assert_same_geometry(image, OBLIQUE)
         assert_same_geometry(label, OBLIQUE)
     np.testing.assert_array_equal(voxels(target / "imagesUn" / "Case_00005_0000.nii.gz"), random_image(105))
-    content = json.loads((target / "dataset.json").read_text())
+    content = dataset_json(target)
     assert content["labels"]["liver"] == 1
     assert content["labels"]["left kidney"] == 13
     assert len(content["labels"]) == 14
@@ -103,19 +99,19 @@ def test_flare22(tmp_path, raw, monkeypatch):  # noqa: F811
     verify(target, monkeypatch)
 
 
-def test_flare22_fewer_labels_and_test_cases(tmp_path, raw):  # noqa: F811
+def test_flare22_fewer_labels_and_test_cases(tmp_path, raw):
     source = flare22(tmp_path / "source")
     run("flare22.py", source, "--dataset-id", 22, "--labeled", 2, "--test", 1)
     split = split_of(raw / "Dataset022_FLARE22")
     assert [len(split[role]) for role in ("labeled", "unlabeled", "test")] == [2, 1 + 5, 1]
     assert split["seed"] == 0
     assert len(list((raw / "Dataset022_FLARE22" / "labelsTs").iterdir())) == 1
-    (tmp_path / "list.txt").write_text("FLARE22_Tr_0003\n")
+    (tmp_path / "list.txt").write_text("FLARE22_Tr_0003\n", encoding="utf-8")
     run("flare22.py", source, "--dataset-id", 23, "--labeled-cases", tmp_path / "list.txt")
     assert split_of(raw / "Dataset023_FLARE22")["labeled"] == ["FLARE22_Tr_0003"]
 
 
-def test_flare22_in_place(tmp_path, raw, monkeypatch, capsys):  # noqa: F811
+def test_flare22_in_place(tmp_path, raw, monkeypatch, capsys):
     source = flare22(tmp_path / "source")
     before = files_of(source)
     os.chdir(tmp_path)
@@ -140,7 +136,7 @@ def test_flare22_in_place(tmp_path, raw, monkeypatch, capsys):  # noqa: F811
     assert (target / "dataset.json").read_bytes() == again
 
 
-def test_in_place_only_where_the_file_is_fit(tmp_path, raw):  # noqa: F811
+def test_in_place_only_where_the_file_is_fit(tmp_path, raw):
     """Files with another ending are converted as ever, beside those that stay in place."""
     source = flare22(tmp_path / "source", unlabeled=2)
     write(tmp_path / "more" / "x.mha", random_image(7))
@@ -152,7 +148,7 @@ def test_in_place_only_where_the_file_is_fit(tmp_path, raw):  # noqa: F811
     assert split_of(target)["unlabeled"] == ["Case_00001", "Case_00002", "x", "y"]
 
 
-def test_broken_files_in_place_are_found_and_left_out(tmp_path, raw, capsys):  # noqa: F811
+def test_broken_files_in_place_are_found_and_left_out(tmp_path, raw, capsys):
     source = flare22(tmp_path / "source")
     broken = next(source.rglob("Case_00002_0000.nii.gz"))
     broken.write_bytes(broken.read_bytes()[:-9])
@@ -165,7 +161,7 @@ def test_broken_files_in_place_are_found_and_left_out(tmp_path, raw, capsys):  #
     assert split_of(target)["left_out"] == ["Case_00002"]
 
 
-def test_flare22_unlabeled_from_inside_and_outside_of_the_source(tmp_path, raw):  # noqa: F811
+def test_flare22_unlabeled_from_inside_and_outside_of_the_source(tmp_path, raw):
     source = flare22(tmp_path / "source")
     for folder in (source / "Training" / "rest", source / "Training"):
         run("flare22.py", source, "--dataset-id", 22, "--unlabeled-from", folder, "--overwrite")
@@ -173,9 +169,6 @@ def test_flare22_unlabeled_from_inside_and_outside_of_the_source(tmp_path, raw):
     (source / "Training" / "rest").rename(tmp_path / "elsewhere")
     run("flare22.py", source, "--dataset-id", 22, "--unlabeled-from", tmp_path / "elsewhere", "--overwrite")
     assert len(split_of(raw / "Dataset022_FLARE22")["unlabeled"]) == 5
-
-
-# --------------------------------------------------------------------------------------------------------------- AMOS22
 
 
 @pytest.mark.parametrize(
@@ -186,7 +179,7 @@ def test_flare22_unlabeled_from_inside_and_outside_of_the_source(tmp_path, raw):
         ("both", "AMOS22", "CT or MRI", ["0001", "0004", "0083", "0507", "0510"], ["0008", "0600"], ["5000", "6200", "7000"]),
     ],
 )
-def test_amos22(tmp_path, raw, monkeypatch, modality, name, channel, train, test, more):  # noqa: F811
+def test_amos22(tmp_path, raw, monkeypatch, modality, name, channel, train, test, more):
     source = amos22(tmp_path / "source", **OBLIQUE)
     unlabeled = amos22_unlabeled(tmp_path / "unlabeled")
     arguments = ("--dataset-id", 218, "--modality", modality, "--labeled", 1, "--unlabeled-from", unlabeled)
@@ -202,14 +195,14 @@ def test_amos22(tmp_path, raw, monkeypatch, modality, name, channel, train, test
         np.testing.assert_array_equal(voxels(label), random_label(int(case[-4:]), 16))
         assert voxels(image).dtype == np.int16
         assert_same_geometry(image, OBLIQUE)
-    content = json.loads((target / "dataset.json").read_text())
+    content = dataset_json(target)
     assert content["channel_names"] == {"0": channel}
     assert len(content["labels"]) == 16
     assert content["labels"]["liver"] == 6
     verify(target, monkeypatch)
 
 
-def test_amos22_in_place_with_all_there_is(tmp_path, raw):  # noqa: F811
+def test_amos22_in_place_with_all_there_is(tmp_path, raw):
     source = amos22(tmp_path / "source")
     amos22_unlabeled(source / "further")  # found in SOURCE itself, too
     arguments = (source, "--dataset-id", 218, "--modality", "ct", "--labeled", "all", "--link", "--use-test-images")
@@ -219,7 +212,7 @@ def test_amos22_in_place_with_all_there_is(tmp_path, raw):  # noqa: F811
     assert not (target / "imagesUn").exists()
 
 
-def test_archives_that_nobody_unpacked_are_named(tmp_path, raw, capsys):  # noqa: F811
+def test_archives_that_nobody_unpacked_are_named(tmp_path, raw, capsys):
     source, unlabeled = amos22(tmp_path / "source"), amos22_unlabeled(tmp_path / "unlabeled")
     arguments = ("--dataset-id", 218, "--modality", "ct", "--labeled", 1)
     with ZipFile(unlabeled / "amos22_unlabeled_ct_5000_5399.zip", "w") as archive:
@@ -233,9 +226,6 @@ def test_archives_that_nobody_unpacked_are_named(tmp_path, raw, capsys):  # noqa
     (unlabeled / "amos22_unlabeled_ct_5000_5399.zip").write_bytes(b"PK half a download")
     complaint = sentence(capsys, "amos22.py", source, *arguments, "--unlabeled-from", unlabeled, "--overwrite")
     assert "is not a readable ZIP archive" in complaint
-
-
-# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize("script", ["flare22.py", "amos22.py"])
@@ -252,7 +242,7 @@ def test_archives_that_nobody_unpacked_are_named(tmp_path, raw, capsys):  # noqa
         ("twice", ["are the same file of"]),
     ],
 )
-def test_broken(tmp_path, raw, capsys, script, kind, words):  # noqa: F811
+def test_broken(tmp_path, raw, capsys, script, kind, words):
     if script == "flare22.py":
         source, name = flare22(tmp_path / "source"), "FLARE22_Tr_0002"
         image, label = (next(source.rglob(f"{name}{end}.nii.gz")) for end in ("_0000", ""))
@@ -286,7 +276,7 @@ def test_broken(tmp_path, raw, capsys, script, kind, words):  # noqa: F811
         assert split_of(next(raw.iterdir()))["left_out"] == [name]
 
 
-def test_wrong_layouts(tmp_path, raw, capsys):  # noqa: F811
+def test_wrong_layouts(tmp_path, raw, capsys):
     (tmp_path / "empty").mkdir()
     arguments = ("--dataset-id", 22, "--labeled", 1)
     assert "FLARE22_Tr_0001_0000.nii.gz" in sentence(capsys, "flare22.py", tmp_path / "empty", *arguments)
@@ -310,36 +300,19 @@ def test_wrong_layouts(tmp_path, raw, capsys):  # noqa: F811
 
 
 @pytest.mark.parametrize("script", ["flare22.py", "amos22.py"])
-def test_fuzzed_files_are_an_error_or_right(tmp_path, raw, capsys, script):  # noqa: F811
+def test_fuzzed_files_are_an_error_or_right(tmp_path, raw, capsys, script):
     if script == "flare22.py":
         source, options = flare22(tmp_path / "source", 2, 2), ()
     else:
         source, options = amos22(tmp_path / "source"), ("--modality", "ct", "--labeled", "all")  # type: ignore[assignment]
-    arguments = (source, "--dataset-id", 22, *options, "--overwrite")
-    run(script, *arguments)
-    (target,) = raw.iterdir()
-    expected = {path.name: voxels(path) for path in target.rglob("*.nii.gz")}
     used = [
         path for path in sorted(source.rglob("[!.]*.nii.gz")) if "FLARETs" not in path.name and "Ts" not in path.parent.name
     ]
     files = [path for path in used if script == "flare22.py" or int(path.name[5:9]) < 500]
-    for seed in range(20):
-        path = files[seed % len(files)]
-        content = path.read_bytes()
-        path.write_bytes(damaged(content, seed))
-        if image_or_clean_error(partial(read_image, path), path) is None:
-            assert str(path) in sentence(capsys, script, *arguments)
-        else:
-            run(script, *arguments)
-        for written in target.rglob("*.nii.gz"):  # a failed run leaves the data set that was there
-            np.testing.assert_array_equal(voxels(written), expected[written.name])
-        path.write_bytes(content)
+    fuzz_compressed(capsys, raw, script, (source, "--dataset-id", 22, *options), files, rounds=20)
 
 
-# --------------------------------------------------------------------------------------------------- thousands of files
-
-
-def peak_megabytes(source: Path, raw: Path, number: int) -> float:  # noqa: F811
+def peak_megabytes(source: Path, raw: Path, number: int) -> float:
     """Of a conversion in a process of its own, which may have few files open at once."""
     code = (
         "import resource, runpy, sys\n"
@@ -360,7 +333,7 @@ def peak_megabytes(source: Path, raw: Path, number: int) -> float:  # noqa: F811
     return int(done.stdout.rpartition("peak ")[2]) / 1024
 
 
-def test_memory_does_not_grow_with_the_number_of_unlabelled_files(tmp_path, raw):  # noqa: F811
+def test_memory_does_not_grow_with_the_number_of_unlabelled_files(tmp_path, raw):
     """100 volumes of 4 MB, which the disk holds once."""
     source = flare22(tmp_path / "source", cases=1, unlabeled=1)
     volume = tmp_path / "volume.nii.gz"

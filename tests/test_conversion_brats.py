@@ -1,32 +1,31 @@
 """BraTS in the challenge's files, as regions, and in the literature's h5 files."""
 
-import json
 import shutil
-import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from test_conversion_errors import nothing_left, sentence
-from test_conversion_layouts import (
+from conversion_damage import fuzz_compressed, fuzz_h5
+from conversion_helpers import (
     OBLIQUE,
-    SCRIPTS,
     SHAPE,
     assert_same_geometry,
+    dataset_json,
+    imported,
+    nothing_left,
     random_image,
     random_label,
-    raw,  # noqa: F401
+    replace_in_h5,
     run,
+    sentence,
     split_of,
     verify,
     voxels,
     write,
+    write_h5,
+    write_lists,
 )
-from test_conversion_pancreas import damaged, image_or_clean_error
-
-from nnunet_caml.conversion import read_image
 
 NAMES = ["BraTS19_CBICA_AAB_1", "BraTS19_2013_2_1", "BraTS19_TCIA01_131_1", "BraTS19_TMC_06290_1", "BraTS19_2013_0_1"]
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
@@ -41,30 +40,24 @@ def brats(source: Path, ending: str = ".nii.gz", **geometry: object) -> Path:
         label = random_label(number, [0, 1, 2, 4]).astype(np.int16)
         write(folder / f"{name}_seg{ending}", label, **geometry)
         (folder / f"._{name}_t1{ending}").write_bytes(b"macOS")
-    (source / "survival_data.csv").write_text("BraTS19ID,Age\n")
+    (source / "survival_data.csv").write_text("BraTS19ID,Age\n", encoding="utf-8")
     return source
 
 
 def lists(folder: Path, ending: str = ".txt") -> Path:
     """Three cases to train with, in an order that is not sorted, one to validate and one to test."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"train{ending}").write_text("\n".join([NAMES[2], NAMES[0], NAMES[1]]) + "\n")
-    (folder / f"val{ending}").write_text(NAMES[4] + "\n")
-    (folder / f"test{ending}").write_text(NAMES[3] + "\n")
-    return folder
+    return write_lists(folder, ending, train=[NAMES[2], NAMES[0], NAMES[1]], val=[NAMES[4]], test=[NAMES[3]])
 
 
 def brats_h5(source: Path) -> Path:
-    h5py = pytest.importorskip("h5py")
-    (source / "data").mkdir(parents=True)
+    """The literature's layout, axes z, y, x."""
     for number, name in enumerate(NAMES):
-        with h5py.File(source / "data" / f"{name}.h5", "w") as file:
-            file.create_dataset("image", data=random_image(number).astype(np.float32) / 9, compression="gzip")
-            file.create_dataset("label", data=random_label(number).astype(np.uint8), compression="gzip")
+        image, label = random_image(number).astype(np.float32) / 9, random_label(number).astype(np.uint8)
+        write_h5(source / "data" / f"{name}.h5", image, label)
     return lists(source)
 
 
-def test_brats(tmp_path, raw, monkeypatch):  # noqa: F811
+def test_brats(tmp_path, raw, monkeypatch):
     source = brats(tmp_path / "source", **OBLIQUE)
     arguments = (source, "--dataset-id", 43, "--labeled", 2, "--lists", lists(tmp_path / "lists"), "--preview")
     run("brats.py", *arguments)
@@ -88,13 +81,13 @@ def test_brats(tmp_path, raw, monkeypatch):  # noqa: F811
                 expected = np.array([0, 2, 1, -1, 3])[random_label(number, [0, 1, 2, 4])]
                 np.testing.assert_array_equal(voxels(label), expected)
                 assert_same_geometry(label, OBLIQUE)
-    content = json.loads((target / "dataset.json").read_text())
+    content = dataset_json(target)
     assert list(content["channel_names"].values()) == ["T1", "T1ce", "T2", "FLAIR"]
     assert content["regions_class_order"] == [1, 2, 3]
     verify(target, monkeypatch)
 
 
-def test_regions_are_those_of_the_challenge(tmp_path, raw):  # noqa: F811
+def test_regions_are_those_of_the_challenge(tmp_path, raw):
     """nnU-Net's own label manager makes whole tumour 1, 2, 4, core 1, 4 and enhancing tumour 4 of the converted labels."""
     import torch
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -102,7 +95,7 @@ def test_regions_are_those_of_the_challenge(tmp_path, raw):  # noqa: F811
     source = brats(tmp_path / "source")
     run("brats.py", source, "--dataset-id", 43, "--labeled", 1, "--lists", lists(tmp_path / "lists"))
     target = raw / "Dataset043_BraTS"
-    content = json.loads((target / "dataset.json").read_text())
+    content = dataset_json(target)
     manager = LabelManager(content["labels"], content["regions_class_order"])
     assert manager.has_regions
     names = [name for name in content["labels"] if name != "background"]
@@ -119,7 +112,7 @@ def test_regions_are_those_of_the_challenge(tmp_path, raw):  # noqa: F811
     np.testing.assert_array_equal(manager.convert_logits_to_segmentation(logits).numpy(), converted)
 
 
-def test_brats_drawn_by_lot(tmp_path, raw):  # noqa: F811
+def test_brats_drawn_by_lot(tmp_path, raw):
     source = brats(tmp_path / "source", ending=".nii")
     run("brats.py", source, "--dataset-id", 44, "--labeled", 2, "--test", 1, "--seed", 3)
     split = split_of(raw / "Dataset044_BraTS")
@@ -134,7 +127,7 @@ def test_brats_drawn_by_lot(tmp_path, raw):  # noqa: F811
     assert "BraTS19_VAL_1" in split_of(raw / "Dataset045_BraTS")["unlabeled"]
 
 
-def test_brats_h5(tmp_path, raw, monkeypatch):  # noqa: F811
+def test_brats_h5(tmp_path, raw, monkeypatch):
     source = brats_h5(tmp_path / "source")
     run("brats_h5.py", source, "--dataset-id", 46, "--labeled", 2, "--preview")
     target = raw / "Dataset046_BraTS19"
@@ -172,7 +165,7 @@ def test_brats_h5(tmp_path, raw, monkeypatch):  # noqa: F811
         ("twice", ["are the same image of the case"]),
     ],
 )
-def test_broken_brats(tmp_path, raw, capsys, kind, words):  # noqa: F811
+def test_broken_brats(tmp_path, raw, capsys, kind, words):
     source = brats(tmp_path / "source")
     folder = next(source.rglob(NAMES[2]))
     files = {path.name.split("_")[-1].split(".")[0]: path for path in folder.glob("[!.]*.nii.gz")}
@@ -202,7 +195,7 @@ def test_broken_brats(tmp_path, raw, capsys, kind, words):  # noqa: F811
         assert split_of(raw / "Dataset043_BraTS")["left_out"] == [NAMES[2]]
 
 
-def test_wrong_layouts(tmp_path, raw, capsys):  # noqa: F811
+def test_wrong_layouts(tmp_path, raw, capsys):
     (tmp_path / "empty").mkdir()
     arguments = ("--dataset-id", 43, "--labeled", 1)
     assert "CASE_flair.nii.gz" in sentence(capsys, "brats.py", tmp_path / "empty", *arguments)
@@ -216,45 +209,19 @@ def test_wrong_layouts(tmp_path, raw, capsys):  # noqa: F811
     (h5 / "test.txt").unlink()
     assert "test.txt does not exist" in sentence(capsys, "brats_h5.py", h5, *arguments)
     lists(h5)
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(h5 / "data" / f"{NAMES[2]}.h5", "a") as file:
-        del file["label"]
-        file["label"] = np.full(SHAPE, 2)
+    replace_in_h5(h5 / "data" / f"{NAMES[2]}.h5", "label", np.full(SHAPE, 2))
     assert "holds the value 2 where a label of [0, 1]" in sentence(capsys, "brats_h5.py", h5, *arguments)
     assert nothing_left(raw)
 
 
-def test_fuzzed_files_are_an_error_or_right(tmp_path, raw, capsys):  # noqa: F811
-    """Each damage either stops the whole conversion with a sentence or, if a checksum shows it to be none, changes nothing."""
+def test_fuzzed_files_are_an_error_or_right(tmp_path, raw, capsys):
     source = brats(tmp_path / "source")
     files = sorted(next(source.rglob(NAMES[2])).glob("[!.]*.nii.gz"))
-    arguments = (source, "--dataset-id", 43, "--labeled", 1, "--lists", lists(tmp_path / "lists"), "--overwrite")
-    run("brats.py", *arguments)
-    target = raw / "Dataset043_BraTS"
-    expected = {path.name: voxels(path) for path in target.rglob("*.nii.gz")}
-    for seed in range(24):
-        path = files[seed % len(files)]
-        content = path.read_bytes()
-        path.write_bytes(damaged(content, seed))
-        if image_or_clean_error(partial(read_image, path), path) is None:
-            assert str(path) in sentence(capsys, "brats.py", *arguments)
-        else:
-            run("brats.py", *arguments)
-        for written in target.rglob("*.nii.gz"):  # a failed run leaves the data set that was there
-            np.testing.assert_array_equal(voxels(written), expected[written.name])
-        path.write_bytes(content)
+    arguments = (source, "--dataset-id", 43, "--labeled", 1, "--lists", lists(tmp_path / "lists"))
+    fuzz_compressed(capsys, raw, "brats.py", arguments, files, rounds=24)
 
 
-def test_fuzzed_h5_is_an_error_or_a_volume(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from brats_h5 import DATASET
-
-    path = brats_h5(tmp_path / "source") / "data" / f"{NAMES[0]}.h5"
-    content = path.read_bytes()
-    for seed in range(80):
-        path.write_bytes(damaged(content, seed))
-        for reader in (DATASET.read_image, DATASET.read_label):
-            image = image_or_clean_error(partial(reader, path), path)
-            assert image is None or image.GetDimension() == 3  # HDF5 has no checksum of its own
-    for name in ("brats", "brats_h5"):
-        sys.modules.pop(name)
+def test_fuzzed_h5_is_an_error_or_a_volume(tmp_path):
+    source = brats_h5(tmp_path / "source")
+    with imported("brats_h5") as script:
+        fuzz_h5(script.DATASET, source / "data" / f"{NAMES[0]}.h5")

@@ -1,18 +1,11 @@
 """Lists of cases, and folders of one h5 file a case."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 import pytest
+from conversion_helpers import write_lists
 
 from nnunet_caml.conversion import CaseLists, ConversionError, H5Cases
-
-
-def write_lists(folder: Path, **lists: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, cases in lists.items():
-        (folder / f"{name}.list").write_text("\n".join(cases), encoding="utf-8")
-    return folder
 
 
 def test_order_of_the_lists_stays(tmp_path):

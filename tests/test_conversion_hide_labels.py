@@ -1,0 +1,106 @@
+"""Data sets of nnU-Net with some labels hidden."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conversion_helpers import dataset_json, run, run_as_user, split_of, verify, voxels
+from conversion_sources import raw_data_set
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_hide_labels(tmp_path, raw, monkeypatch, ending):
+    source = raw_data_set(tmp_path / "Dataset050_Mine", ending=ending, channels=2)
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 2, "--test", 1, "--preview")
+    target = raw / "Dataset051_Mine"
+    split = split_of(target)
+    assert [len(split[role]) for role in ("labeled", "unlabeled", "test")] == [2, 4, 3]
+    assert {"t0", "t1"} < set(split["test"])
+    assert "u0" in split["unlabeled"]
+    original = {path.name: path.read_bytes() for path in source.rglob(f"*{ending}")}
+    for path in target.rglob(f"*{ending}"):
+        assert path.read_bytes() == original[path.name]
+    assert {path.name for path in (target / "labelsTs").iterdir()} == {
+        f"{name}{ending}" for name in split["test"] if name != "t1"
+    }
+    content = dataset_json(target)
+    assert content["regions_class_order"] == [1, 2, 3]
+    assert content["labels"]["whole"] == [1, 2, 3]
+    verify(target, monkeypatch)
+
+
+def test_hide_labels_run_by_a_user_on_its_own_output(tmp_path, raw):
+    source = raw_data_set(raw / "Dataset050_Mine")
+    first = run_as_user("hide_labels.py", source, "--dataset-id", 51, "--labeled", 4, "-np", 1, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    run("hide_labels.py", raw / "Dataset051_Mine", "--dataset-id", 52, "--labeled", 2)
+    assert len(split_of(raw / "Dataset052_Mine")["unlabeled"]) == 5
+
+
+def test_hide_labels_where_dataset_json_lists_the_files(tmp_path, raw, monkeypatch):
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    content = dataset_json(source)
+    monkeypatch.setenv("ELSEWHERE", "../Dataset050_Mine/imagesTr")
+    content["dataset"] = {
+        f"q{n}": {"images": [f"$ELSEWHERE/p{n}_0000.nii.gz"], "label": f"labelsTr/p{n}.nii.gz"} for n in (1, 3, 4)
+    }
+    content["numTraining"] = 3
+    (source / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 2)
+    target = raw / "Dataset051_Mine"
+    assert {*split_of(target)["labeled"], *split_of(target)["unlabeled"]} == {"q1", "q3", "q4", "u0"}
+    assert "dataset" not in dataset_json(target)
+    verify(target, monkeypatch)
+
+
+def test_hide_labels_keeps_two_dimensional_colour_images(tmp_path, raw, monkeypatch):
+    source = tmp_path / "Dataset050_Photos"
+    for number in range(3):
+        for folder in ("imagesTr", "labelsTr"):
+            (source / folder).mkdir(parents=True, exist_ok=True)
+        colours = np.random.default_rng(number).integers(0, 255, (8, 9, 3)).astype(np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(source / "imagesTr" / f"p{number}_0000.png"))
+        label = np.arange(72, dtype=np.uint8).reshape(8, 9) % 2
+        sitk.WriteImage(sitk.GetImageFromArray(label), str(source / "labelsTr" / f"p{number}.png"))
+    content = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "road": 1},
+        "numTraining": 3,
+        "file_ending": ".png",
+    }
+    (source / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 1, "--preview")
+    target = raw / "Dataset051_Photos"
+    assert len(list((target / "imagesUn").glob("*.png"))) == 2
+    verify(target, monkeypatch)
+
+
+def test_hide_labels_takes_the_spacing_of_tiff_files_along(tmp_path, raw, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    for path in sorted(source.rglob("*.nii.gz")):
+        stem = path.name[: -len(".nii.gz")]
+        tifffile.imwrite(path.with_name(f"{stem}.tif"), voxels(path))
+        path.with_name(f"{stem.removesuffix('_0000')}.json").write_text(
+            json.dumps({"spacing": [3.0, 2.0, 1.0]}), encoding="utf-8"
+        )
+        path.unlink()
+    content = dataset_json(source)
+    (source / "dataset.json").write_text(json.dumps({**content, "file_ending": ".tif"}), encoding="utf-8")
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 2)
+    target = raw / "Dataset051_Mine"
+    for folder in ("imagesTr", "labelsTr", "imagesUn", "imagesTs", "labelsTs"):
+        stems = {path.stem.removesuffix("_0000") for path in (target / folder).glob("*.tif")}
+        assert {path.stem for path in (target / folder).glob("*.json")} == stems
+    verify(target, monkeypatch)
+
+
+def test_label_of_an_unlabelled_case_is_never_read(tmp_path, raw):
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    run("hide_labels.py", source, "--dataset-id", 7, "--labeled", 2)
+    for name in split_of(raw / "Dataset007_Mine")["unlabeled"]:
+        (source / "labelsTr" / f"{name}.nii.gz").write_bytes(b"garbage")
+    run("hide_labels.py", source, "--dataset-id", 8, "--labeled", 2)
+    written = {path.name for path in raw.glob("Dataset008_Mine/labels*/*")}
+    assert written == {"t0.nii.gz"} | {f"{name}.nii.gz" for name in split_of(raw / "Dataset008_Mine")["labeled"]}
