@@ -6,6 +6,7 @@ from pathlib import Path
 import blosc2
 import pytest
 from conftest import NAME, Workspace
+from forked import CommandFailed
 
 from nnunet_caml.cascade import fold_share, with_previous_stage
 from nnunet_caml.unlabeled import UnlabeledDataError
@@ -32,7 +33,9 @@ def test_both_stages(workspace: Workspace):
     workspace.call(*["nnUNetv2_preprocess", "-d", "101", "-c", "3d_lowres", "-np", "1"])
     model = workspace.results / NAME / f"{TRAINER}__nnUNetPlans__3d_lowres"
     # not without the first stage
-    with pytest.raises(UnlabeledDataError, match=r"tr_\d has no prediction of the first stage .* Train every fold"):
+    with pytest.raises(
+        CommandFailed, match=r"UnlabeledDataError: .*tr_\d has no prediction of the first stage .* Train every fold"
+    ):
         workspace.call(*command.format("3d_cascade_fullres", "all").split())
     workspace.call(*command.format("3d_lowres", "all").split())
     predicted = model / "predicted_next_stage" / "3d_cascade_fullres"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import NAME, Workspace, add_discovery_folder, blobs, write_image
+from conftest import NAME, Workspace, blobs, write_image
 from skimage import io
 
 TRAINER = "nnUNetTrainerCAMLOneEpoch"
@@ -133,37 +133,29 @@ def read_labels(path: Path) -> np.ndarray:
     return io.imread(path) if path.suffix in (".png", ".tif") else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
-@pytest.fixture
-def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """nnU-Net's folders with nothing in them; its variables point there."""
-    workspace = Workspace(tmp_path)
-    for key, value in {**workspace.variables, "nnUNet_n_proc_DA": "1", "nnUNet_compile": "F"}.items():
-        monkeypatch.setenv(key, value)
-    add_discovery_folder()
-    return workspace
-
-
+#: nnU-Net 2.8.1 takes the number of its workers for that of torch's threads when it plans, and torch wants at least one
+PLANNING = {"nnUNet_n_proc_DA": "1"}
 #: what differs from another row, or from the tests through a whole command line, in one thing only
 SLOW = {"2d", "regions", "ignore", "tif", "nrrd", "two-labelled-batch-of-one", "fold-all-odd-batch"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in ROWS])
-def test_row(empty: Workspace, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_row(tmp_path: Path, name: str):
+    workspace = Workspace(tmp_path)
     row = ROWS[name]
     planner, plans = row.planner
-    write_dataset(row, empty.raw)
-    empty.call("nnUNetv2_plan_and_preprocess", *f"-d 101 -pl {planner} -npfp 1 --no_pp".split())
-    plans_file = empty.preprocessed / f"{plans}.json"
+    write_dataset(row, workspace.raw)
+    workspace.call("nnUNetv2_plan_and_preprocess", *f"-d 101 -pl {planner} -npfp 1 --no_pp".split(), variables=PLANNING)
+    plans_file = workspace.preprocessed / f"{plans}.json"
     content = json.loads(plans_file.read_text(encoding="utf-8"))
     configuration = content["configurations"][row.configuration]
     configuration.update(row.plans)
     arguments = configuration["architecture"]["arch_kwargs"]
     arguments["features_per_stage"] = [4] * arguments["n_stages"]  # all else as planned
     plans_file.write_text(json.dumps(content))
-    empty.call("nnUNetv2_preprocess", "-d", 101, "-c", row.configuration, "-plans_name", plans, "-np", 1)
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    empty.call("nnUNetv2_train", 101, row.configuration, row.fold, "-tr", TRAINER, "-p", plans, "-device", "cpu")
-    model = empty.results / NAME / f"{TRAINER}__{plans}__{row.configuration}"
+    workspace.call("nnUNetv2_preprocess", "-d", 101, "-c", row.configuration, "-plans_name", plans, "-np", 1)
+    workspace.call("nnUNetv2_train", 101, row.configuration, row.fold, "-tr", TRAINER, "-p", plans, "-device", "cpu")
+    model = workspace.results / NAME / f"{TRAINER}__{plans}__{row.configuration}"
     summary = json.loads((model / f"fold_{row.fold}" / "validation" / "summary.json").read_text(encoding="utf-8"))
     # classes that no case has are not measured
     assert any(np.isfinite(values["Dice"]) for values in summary["mean"].values())
@@ -174,9 +166,9 @@ def test_row(empty: Workspace, monkeypatch: pytest.MonkeyPatch, name: str):
     assert "4 unlabelled training cases (4 preprocessed now)" in log
     line = next(line for line in log.splitlines() if "L_s" in line)
     assert "nan" not in line.split("agreement")[0]
-    output = empty.root / "predicted"
-    empty.call(
-        *("nnUNetv2_predict", "-i", empty.raw / "imagesTs", "-o", output, "-d", 101, "-c", row.configuration, "-p", plans),
+    output = workspace.root / "predicted"
+    workspace.call(
+        *("nnUNetv2_predict", "-i", workspace.raw / "imagesTs", "-o", output, "-d", 101, "-c", row.configuration, "-p", plans),
         *f"-tr {TRAINER} -f {row.fold} -device cpu -npp 0 -nps 0 --disable_tta".split(),
     )
     predicted = sorted(output.glob(f"ts_*{row.ending}"))

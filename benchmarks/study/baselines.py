@@ -40,7 +40,7 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerCAML):
         return teacher
 
     def losses(self, images: Tensor, target: Any, cases: list[str]) -> tuple[dict[str, Tensor], Tensor]:
-        """As the trainer's method of this name; ``loss_a`` and ``correlation`` are 0."""
+        """As the trainer's method of this name; ``loss_a``, ``correlation`` and ``row_peak`` are 0."""
         n = len(cases)
         unlabeled = images[n:]
         outputs = self.network(torch.cat((images[:n], self._noisy(unlabeled))))
@@ -56,6 +56,7 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerCAML):
             "loss_a": zero,
             "consistency": difference.square().mean(),
             "correlation": zero,
+            "row_peak": zero,
         }
         predicted_s, _ = self.labels.predicted(full_s[n:])
         predicted_t, _ = self.labels.predicted(full_t)

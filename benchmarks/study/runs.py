@@ -73,7 +73,8 @@ def _train(study: Study, work: Workspace, run: Run) -> None:
     number, configuration = str(work.dataset_id(training_data(study, run))), study.configuration.name
     command = ["nnUNetv2_train", number, configuration, "all", "-tr", trainer_name(study, run.arm.slug, run.seed)]
     command += ["-p", plans_name(study), "-device", work.device]
-    if (fold / "checkpoint_latest.pth").is_file():
+    # killed in training, or between its end and the writing of its cost
+    if any((fold / f"checkpoint_{which}.pth").is_file() for which in ("latest", "final")):
         command.append("--c")
     epochs = study.iterations // study.iterations_per_epoch
     work.run(run.name, command, training_watch(epochs), {"nnUNet_n_proc_DA": str(work.workers)})

@@ -1,0 +1,61 @@
+"""Console scripts in processes forked from one that has imported what takes seconds to import, and has run nothing.
+
+So a command costs no start of Python, and still has a process of its own: what threads, signal handlers and locales the
+test process has collected (nnU-Net forks, too, which deadlocks with some of them) does not reach it.
+"""
+
+import multiprocessing
+import os
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+PRELOADED = [
+    *("nnunetv2.run.run_training", "nnunetv2.inference.predict_from_raw_data", "nnunet_caml.trainer", "skimage.io"),
+    "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints",
+]
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(PRELOADED)
+
+
+class CommandFailed(AssertionError):
+    """A command ended with another status than 0; the message is its output."""
+
+
+def call(command: list[str], environment: dict[str, str], log: Path) -> str:
+    """Runs the function of a console script.
+
+    Args:
+        command: Name of the script, and its arguments.
+        environment: All of its variables.
+        log: Gets the output, both streams as one.
+
+    Returns:
+        The output.
+
+    Raises:
+        CommandFailed: The command did.
+    """
+    process = context.Process(target=_run, args=(command, environment, str(log)))
+    process.start()
+    process.join()
+    output = log.read_text(encoding="utf-8", errors="replace")
+    if process.exitcode:
+        raise CommandFailed(f"{' '.join(command)}\n{output}")
+    return output
+
+
+def _run(command: list[str], environment: dict[str, str], log: str) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    os.environ.clear()
+    os.environ.update(environment)
+    from nnunet_caml.startup import add_discovery_folder
+
+    add_discovery_folder()  # as every new process does
+    sys.argv = command
+    (script,) = entry_points(group="console_scripts", name=command[0])
+    script.load()()

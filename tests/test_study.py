@@ -1,0 +1,90 @@
+"""A whole study in small: every kind of arm through the real commands, killed and continued."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import blobs, write_image
+
+RUN_STUDY = Path(__file__).resolve().parents[1] / "benchmarks" / "run_study.py"
+ARMS = {
+    "labelled only": {"trainer": "nnUNetTrainer"},
+    "all labels": {"trainer": "nnUNetTrainer", "all_labels": True},
+    "CAML": {"trainer": "nnUNetTrainerCAML", "auxiliary": True},
+    "mean teacher": {"trainer": "nnUNetTrainerMeanTeacher"},
+    "pseudo-labels": {"trainer": "nnUNetTrainer", "pseudo_labels_from": "labelled only"},
+}
+STUDY = {
+    "data": {"converter": "decathlon.py", "source": "Task01_Blobs", "arguments": ["--test", "2"], "development": 2},
+    "labeled": [2],
+    "iterations": 40,
+    "iterations_per_epoch": 4,
+    "test_time_augmentation": False,
+    "configuration": {
+        "name": "3d_mini",
+        "inherits_from": "3d_fullres",
+        "patch_size": [16, 16, 16],
+        "features": [4, 8],
+        "batch_size": 2,
+    },
+    "arms": ARMS,
+}
+
+
+def write_source(folder: Path) -> None:
+    """A Decathlon task of eight cases."""
+    cases = [f"blobs_{i:03}" for i in range(8)]
+    for i, case in enumerate(cases):
+        image, label = blobs(i)
+        write_image(image, folder / f"imagesTr/{case}.nii.gz")
+        write_image(label, folder / f"labelsTr/{case}.nii.gz")
+    training = [{"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"} for c in cases]
+    description = {"labels": {"0": "background", "1": "front", "2": "back"}, "modality": {"0": "MRI"}, "training": training}
+    (folder / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_every_kind_of_arm_and_a_kill(tmp_path: Path):
+    write_source(tmp_path / "source" / "Task01_Blobs")
+    file, output = tmp_path / "mini.json", tmp_path / "output"
+    file.write_text(json.dumps(STUDY), encoding="utf-8")
+    command = [
+        sys.executable,
+        str(RUN_STUDY),
+        str(file),
+        "-o",
+        str(output),
+        "--shared",
+        str(tmp_path / "source"),
+        "--jobs",
+        "2",
+    ]
+
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True)
+    folder = output / "nnUNet_results"
+    while not list(folder.glob("*/Study_CAML_seed0__*/fold_all/checkpoint_latest.pth")):
+        assert killed.poll() is None, "the study ended before the CAML training had a checkpoint"
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (output / "logs" / "CAML-2-subset0-seed0.nnUNetv2_train.txt").read_text(encoding="utf-8")
+    assert "Epoch 0\n" not in log.replace(" \n", "\n"), "the training did not go on from its checkpoint"
+    with (output / "report" / "cases.csv").open(encoding="utf-8") as rows:
+        measured = list(csv.DictReader(rows))
+    assert {row["arm"] for row in measured} == {*ARMS, "CAML (A)"}
+    # two development cases, two classes
+    assert all(len([row for row in measured if row["arm"] == arm]) == 4 for arm in ARMS)
+    assert all(0 <= float(row["dice"]) <= 1 for row in measured)
+    for name in ("summary.md", "learning_curve.png", "arms.png", "training.png", "gallery.png"):
+        assert (output / "report" / name).stat().st_size > 0
+    again = subprocess.run([*command, "--plan"], capture_output=True, encoding="utf-8")
+    assert "5 runs of 40 iterations, 5 of them done" in again.stdout
