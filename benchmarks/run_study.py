@@ -32,6 +32,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each on a CPU (default: 1)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load data for each (default: 0)")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="run these arms only")
+    parser.add_argument("--labeled", nargs="+", type=int, metavar="N", help="with these numbers of labelled cases only")
+    parser.add_argument("--subsets", nargs="+", type=int, metavar="SEED", help="with these labelled subsets only")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     parser.add_argument("--plan", action="store_true", help="say what would be done and how long it takes, and stop")
     parser.add_argument("--report", action="store_true", help="report what is there, run nothing")
@@ -45,7 +47,7 @@ def main() -> int:
         work = Workspace(
             options.output or Path("study_output") / study.name, shared, options.device, options.threads, options.workers
         )
-        selected = select(study, options.arms)
+        selected = select(study, options.arms, options.labeled, options.subsets)
         if options.plan:
             print(report.plan(study, work, selected, options.jobs))
         elif options.report:
@@ -61,23 +63,34 @@ def main() -> int:
     return 0
 
 
-def select(study: Study, names: list[str] | None) -> list[Run]:
-    """The runs of the arms named, or all.
+def select(
+    study: Study, names: list[str] | None = None, labeled: list[int] | None = None, subsets: list[int] | None = None
+) -> list[Run]:
+    """A part of the runs, or all; the upper bound is in every part.
 
     Raises:
-        StudyError: There is no such arm.
+        StudyError: There is no such arm, number of labelled cases or subset.
     """
-    known = [arm.name for arm in study.arms]
-    for name in names or []:
-        if name not in known:
-            raise StudyError(f"--arms {name}: the study {study.name} has {', '.join(known)}.")
-    return [run for run in study.runs() if not names or run.arm.name in names]
+    asked = {"arms": names, "labeled": labeled, "subsets": subsets}
+    known = {"arms": [arm.name for arm in study.arms], "labeled": study.labeled, "subsets": study.subsets}
+    for option, values in asked.items():
+        for value in values or []:
+            if value not in known[option]:
+                there = ", ".join(map(str, known[option]))
+                raise StudyError(f"--{option} {value}: the study {study.name} has {there}.")
+    return [
+        run
+        for run in study.runs()
+        if (not names or run.arm.name in names)
+        and (run.labeled is None or ((not labeled or run.labeled in labeled) and (not subsets or run.subset in subsets)))
+    ]
 
 
 def run(study: Study, work: Workspace, selected: list[Run], jobs: int) -> None:
     """Does all that is left to do, ``jobs`` runs side by side, and reports."""
     write_trainers(study, work.trainers)
-    data.prepare(study, work)
+    data.prepare(study, work, selected)
+    runs.time_arms(study, work, selected)
     print(report.plan(study, work, selected, jobs), flush=True)
     finished = {r.name: Event() for r in selected}
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from run_study import select
 from study import report
 from study.commands import Workspace
 from study.data import add_configuration, dataset_name
@@ -77,15 +78,24 @@ def test_the_upper_bound_is_run_once_and_pseudo_labels_last():
     }
 
 
+def test_a_part_of_a_study():
+    s = study(subsets=(0, 1))
+    assert len(select(s)) == 8
+    part = select(s, ["CAML"], [8], [1])
+    assert [(run.arm.name, run.labeled, run.subset) for run in part] == [("CAML", 8, 1)]
+    with pytest.raises(StudyError, match="--labeled 5: the study s has 4, 8"):
+        select(s, labeled=[5])
+
+
 def test_trainers_are_what_the_study_says(tmp_path: Path, monkeypatch):
     write_trainers(study(seeds=(3,)), tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     import study_trainers
 
-    trainer = getattr(study_trainers, trainer_name(study(), "CAML", 3))
+    trainer = getattr(study_trainers, trainer_name(study().arms[1], 3))
     assert (trainer.lambda_c, trainer.study_seed, trainer.study_epochs, trainer.study_iterations) == (0.5, 3, 2, 50)
     assert [base.__name__ for base in trainer.__mro__[1:3]] == ["Scheduled", "nnUNetTrainerCAML"]
-    assert issubclass(getattr(study_trainers, trainer_name(study(), "CAML", 3) + "_auxiliary"), trainer)
+    assert issubclass(getattr(study_trainers, trainer_name(study().arms[1], 3) + "_auxiliary"), trainer)
 
 
 def test_smaller_configuration(tmp_path: Path):

@@ -6,6 +6,7 @@ and ``nnunet-caml preprocess``. A data set is done when its file ``.ready`` is t
 
 import json
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def dataset_name(study: Study, run: Run) -> str:
     return "AllLabels" if run.labeled is None else f"Labeled{run.labeled}Subset{run.subset}"
 
 
-def prepare(study: Study, work: Workspace) -> None:
-    """Makes all data sets, as far as they are missing.
+def prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
+    """Makes the data sets of the selected runs, as far as they are missing.
 
     Raises:
         CommandError: A command failed.
@@ -31,7 +32,7 @@ def prepare(study: Study, work: Workspace) -> None:
     base, data = "AllLabels", study.data
     source = str(work.shared / data.source)
     if data.order_of_source:
-        for run in study.runs():
+        for run in selected:
             name, labeled = dataset_name(study, run), "all" if run.labeled is None else str(run.labeled)
             _make(work, name, data.converter, source, "--labeled", labeled, *data.arguments)
             plan_and_preprocess(study, work, name)
@@ -49,7 +50,7 @@ def prepare(study: Study, work: Workspace) -> None:
             "--link",
         )
     whole = str(work.raw / work.dataset("AllLabels"))
-    for run in study.runs():
+    for run in selected:
         name = dataset_name(study, run)
         if run.labeled is not None:
             _make(work, name, "hide_labels.py", whole, "--labeled", str(run.labeled), "--seed", str(run.subset), "--link")

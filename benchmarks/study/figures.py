@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,10 +11,10 @@ import SimpleITK as sitk
 import torch
 
 from study.commands import Workspace
-from study.description import Study
+from study.description import Run, Study
 from study.runs import metrics_file, model_folder
 
-__all__ = ["arms", "gallery", "learning_curve", "training_curves"]
+__all__ = ["arms", "gallery", "learning_curve", "saturation", "training_curves"]
 
 Means = dict[tuple[str, int | None, int, int], dict[str, float]]
 
@@ -75,34 +76,64 @@ CURVES = {
     "ema_fg_dice": "nnU-Net's pseudo Dice (moving average)",
     "caml_consistency": "consistency loss",
     "caml_correlation": "OCC loss",
+    "caml_row_peak": "largest entry of OCC's rows (1 is saturated)",
     "caml_agreement": "agreement of V and A",
 }
 
 
 def training_curves(study: Study, work: Workspace, path: Path) -> None:
     """What nnU-Net's log has of every finished run, by epoch."""
-    logs = []
+    logs = _logs(study, work)
+    if not logs:
+        return
+    figure, grid = plt.subplots(2, 4, figsize=(15, 6), layout="constrained")
+    for axes in grid.flat[len(CURVES) :]:
+        axes.set_axis_off()
+    for axes, (key, title) in zip(grid.flat, CURVES.items(), strict=False):
+        _draw_log(axes, study, logs, key)
+        axes.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def saturation(study: Study, work: Workspace, path: Path) -> None:
+    """How peaked OCC's rows become, and what is left of its loss, in the runs that have OCC."""
+    logs = [(run, log) for run, log in _logs(study, work) if np.nansum(log.get("caml_row_peak", 0)) > 0]
+    if not logs:
+        return
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    _draw_log(left, study, logs, "caml_row_peak")
+    left.set_ylim(0, 1.02)
+    left.set_title("largest entry of a correlation row, mean", fontsize=9)
+    _draw_log(right, study, logs, "caml_correlation")
+    right.set_yscale("log")
+    right.set_title("OCC loss", fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _logs(study: Study, work: Workspace) -> list[tuple[Run, dict]]:
+    """nnU-Net's log of every finished run."""
+    found = []
     for run in study.runs():
         file = model_folder(study, work, run) / "fold_all" / "checkpoint_final.pth"
         if file.is_file():
-            logs.append((run, torch.load(file, map_location="cpu", weights_only=False)["logging"]))
-    if not logs:
-        return
-    figure, grid = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
+            found.append((run, torch.load(file, map_location="cpu", weights_only=False)["logging"]))
+    return found
+
+
+def _draw_log(axes: Any, study: Study, logs: list[tuple[Run, dict]], key: str) -> None:
+    """One value of all logs over the epochs, a color for each arm."""
     colors = {arm.name: f"C{i}" for i, arm in enumerate(study.arms)}
-    for axes, (key, title) in zip(grid.flat, CURVES.items(), strict=True):
-        seen = set()
-        for run, log in logs:
-            if log.get(key):
-                label = run.arm.name if run.arm.name not in seen else None
-                seen.add(run.arm.name)
-                axes.plot(log[key], color=colors[run.arm.name], label=label, alpha=0.8, linewidth=1)
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("epoch", fontsize=8)
-        if seen:
-            axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    seen = set()
+    for run, log in logs:
+        if log.get(key):
+            label = run.arm.name if run.arm.name not in seen else None
+            seen.add(run.arm.name)
+            axes.plot(log[key], color=colors[run.arm.name], label=label, alpha=0.8, linewidth=1)
+    axes.set_xlabel("epoch", fontsize=8)
+    if seen:
+        axes.legend(fontsize=7)
 
 
 def gallery(study: Study, work: Workspace, means: Means, path: Path) -> None:

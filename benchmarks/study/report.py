@@ -1,7 +1,6 @@
 """What a study found: tables, CSV and figures, of whatever is there."""
 
 import csv
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from study import figures
 from study.commands import Workspace
 from study.description import Run, Study
 from study.metrics import METRICS, read_metrics
-from study.runs import is_done, metrics_file, model_folder
-from study.schedules import COST
+from study.runs import is_done, iteration_seconds, metrics_file, read_cost
 
 __all__ = ["plan", "write"]
 
@@ -30,32 +28,14 @@ def plan(study: Study, work: Workspace, selected: list[Run], jobs: int) -> str:
     lines = [
         f"Study {study.name}: {len(selected)} runs of {study.iterations} iterations, {len(selected) - len(left)} of them done."
     ]
-    seconds, unknown = 0.0, set()
-    for run in left:
-        step = step_seconds(study, work, run)
-        if step is None:
-            unknown.add(run.arm.name)
-        else:
-            seconds += step * study.iterations
+    timed = {run.arm.name: iteration_seconds(study, work, run.arm) for run in left}
+    unknown = sorted(name for name, seconds in timed.items() if seconds is None)
+    seconds = sum((timed[run.arm.name] or 0.0) * study.iterations for run in left)
     if seconds:
-        lines.append(f"About {seconds / 3600 / jobs:.1f} hours of training with {jobs} side by side, as timed so far.")
+        lines.append(f"About {seconds / 3600 / jobs:.1f} hours of training with {jobs} side by side, as timed here.")
     if unknown:
-        lines.append(f"Not timed yet: {', '.join(sorted(unknown))}. `--plan` knows more after the first run of each.")
+        lines.append(f"Not timed yet, which a start without --plan begins with: {', '.join(unknown)}.")
     return "\n".join(lines)
-
-
-def step_seconds(study: Study, work: Workspace, run: Run) -> float | None:
-    """Seconds per step in any finished run of the same arm."""
-    for other in study.runs():
-        if other.arm.name == run.arm.name and (cost := read_cost(study, work, other)):
-            return cost["step_s"]
-    return None
-
-
-def read_cost(study: Study, work: Workspace, run: Run) -> dict[str, Any] | None:
-    """What a finished training cost."""
-    path = model_folder(study, work, run) / "fold_all" / COST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def write(study: Study, work: Workspace) -> str:
@@ -74,6 +54,7 @@ def write(study: Study, work: Workspace) -> str:
     figures.learning_curve(study, case_means(results), folder / "learning_curve.png")
     figures.arms(study, case_means(results), folder / "arms.png")
     figures.training_curves(study, work, folder / "training.png")
+    figures.saturation(study, work, folder / "occ.png")
     figures.gallery(study, work, case_means(results), folder / "gallery.png")
     return f"{text}\n\nMore in {folder}"
 

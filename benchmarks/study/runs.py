@@ -7,11 +7,11 @@ from typing import Any
 
 from study.commands import Workspace, training_watch
 from study.data import dataset_name, pseudo_labeled
-from study.description import Run, Study
+from study.description import Arm, Run, Study
 from study.metrics import measure
-from study.schedules import COST, trainer_name
+from study.schedules import COST, TIMING, trainer_name
 
-__all__ = ["execute", "is_done", "metrics_file", "model_folder"]
+__all__ = ["execute", "is_done", "iteration_seconds", "metrics_file", "model_folder", "read_cost", "time_arms"]
 
 
 def metrics_file(work: Workspace, run: Run, auxiliary: bool = False) -> Path:
@@ -38,7 +38,7 @@ def plans_name(study: Study) -> str:
 
 def model_folder(study: Study, work: Workspace, run: Run, suffix: str = "") -> Path:
     """nnU-Net's folder of the trained model."""
-    trainer = trainer_name(study, run.arm.slug, run.seed) + suffix
+    trainer = trainer_name(run.arm, run.seed) + suffix
     model = f"{trainer}__{plans_name(study)}__{study.configuration.name}"
     return work.results / work.dataset(training_data(study, run)) / model
 
@@ -71,18 +71,46 @@ def _train(study: Study, work: Workspace, run: Run) -> None:
     if (fold / "checkpoint_final.pth").is_file() and (fold / COST).is_file():
         return
     number, configuration = str(work.dataset_id(training_data(study, run))), study.configuration.name
-    command = ["nnUNetv2_train", number, configuration, "all", "-tr", trainer_name(study, run.arm.slug, run.seed)]
+    command = ["nnUNetv2_train", number, configuration, "all", "-tr", trainer_name(run.arm, run.seed)]
     command += ["-p", plans_name(study), "-device", work.device]
     # killed in training, or between its end and the writing of its cost
     if any((fold / f"checkpoint_{which}.pth").is_file() for which in ("latest", "final")):
         command.append("--c")
-    epochs = study.iterations // study.iterations_per_epoch
+    epochs = study.iterations // study.iterations_per_epoch if run.seed >= 0 else TIMING[0]
     work.run(run.name, command, training_watch(epochs), {"nnUNet_n_proc_DA": str(work.workers)})
+
+
+def time_arms(study: Study, work: Workspace, selected: list[Run]) -> None:
+    """Trains each arm that has nothing finished yet for a few iterations, so that a study can say how long it takes.
+
+    Pseudo-labels are timed as what they are, a training like that of the arm that they come from.
+    """
+    for arm in {run.arm.name: run.arm for run in selected if not is_done(work, run)}.values():
+        if arm.pseudo_labels_from is not None or iteration_seconds(study, work, arm) is not None:
+            continue
+        example = next(run for run in selected if run.arm.name == arm.name)
+        _train(study, work, Run(arm, example.labeled, example.subset, -1))
+
+
+def iteration_seconds(study: Study, work: Workspace, arm: Arm) -> float | None:
+    """Seconds per iteration in any finished run of an arm, or in its training for timing; ``None`` if there is neither."""
+    arm = next((other for other in study.arms if other.name == arm.pseudo_labels_from), arm)
+    of_arm = [run for run in study.runs() if run.arm.name == arm.name]
+    for run in (*of_arm, *(Run(arm, run.labeled, run.subset, -1) for run in of_arm)):
+        if cost := read_cost(study, work, run):
+            return cost["iteration_s"]
+    return None
+
+
+def read_cost(study: Study, work: Workspace, run: Run) -> dict[str, Any] | None:
+    """What a finished training cost."""
+    path = model_folder(study, work, run) / "fold_all" / COST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def predict(study: Study, work: Workspace, run: Run, images: Path, predictions: Path, suffix: str = "") -> None:
     """Predicts all images of a folder with the last checkpoint."""
-    trainer = trainer_name(study, run.arm.slug, run.seed) + suffix
+    trainer = trainer_name(run.arm, run.seed) + suffix
     command = ["nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-f", "all", "-tr", trainer]
     command += ["-d", str(work.dataset_id(training_data(study, run))), "-c", study.configuration.name]
     command += ["-p", plans_name(study), "-device", work.device, "-npp", "1", "-nps", "1"]

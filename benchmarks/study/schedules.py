@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from nnunet_caml.networks import make_auxiliary, unwrap
-from study.description import Study
+from study.description import Arm, Study
 
-__all__ = ["AuxiliaryNetwork", "Scheduled", "write_trainers"]
+__all__ = ["AuxiliaryNetwork", "Scheduled", "trainer_name", "write_trainers"]
 
 COST = "cost.json"
+#: epochs and iterations of a training that only serves to time an arm; the first epoch warms up
+TIMING = (2, 4)
 
 
 class Scheduled:
@@ -75,7 +77,14 @@ class Scheduled:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated()
+        started, ended = (
+            self.logger.get_value(f"epoch_{which}_timestamps", step=None)  # type: ignore[attr-defined]
+            for which in ("start", "end")
+        )
+        last = float(np.median(np.subtract(ended, started)[len(ended) // 2 :]))
         cost = {
+            # with loading, and with nnU-Net's look at validation patches
+            "iteration_s": last / self.num_iterations_per_epoch,
             "step_s": self._step_s / max(1, (self.num_epochs - self._first_epoch) * self.num_iterations_per_epoch),
             "peak_memory_bytes": peak,
             "epochs_in_this_process": self.num_epochs - self._first_epoch,
@@ -130,9 +139,9 @@ class AuxiliaryNetwork:
         )
 
 
-def trainer_name(study: Study, arm_slug: str, seed: int) -> str:
-    """Name of the class that ``write_trainers`` writes for an arm."""
-    return f"Study_{arm_slug}_seed{seed}"
+def trainer_name(arm: Arm, seed: int) -> str:
+    """Name of the class that ``write_trainers`` writes for an arm; with seed -1, that of the one for timing."""
+    return f"Study_{arm.slug}_timing" if seed < 0 else f"Study_{arm.slug}_seed{seed}"
 
 
 def write_trainers(study: Study, folder: Path) -> None:
@@ -158,18 +167,21 @@ def write_trainers(study: Study, folder: Path) -> None:
         "",
     ]
     for arm in study.arms:
-        for seed in study.seeds:
-            name = trainer_name(study, arm.slug, seed)
+        for seed in (-1, *study.seeds):
+            epochs, iterations = study.iterations // study.iterations_per_epoch, study.iterations_per_epoch
+            if seed < 0:
+                epochs, iterations = TIMING
+            name = trainer_name(arm, seed)
             lines += [
                 "",
                 f'class {name}(Scheduled, find("{arm.trainer}")):',
-                f"    study_epochs = {study.iterations // study.iterations_per_epoch}",
-                f"    study_iterations = {study.iterations_per_epoch}",
-                f"    study_seed = {seed}",
-                f"    study_keeps_auxiliary = {arm.auxiliary}",
+                f"    study_epochs = {epochs}",
+                f"    study_iterations = {iterations}",
+                f"    study_seed = {max(seed, 0)}",
+                f"    study_keeps_auxiliary = {arm.auxiliary and seed >= 0}",
                 *(f"    {key} = {value!r}" for key, value in arm.attributes.items()),
                 "",
             ]
-            if arm.auxiliary:
+            if arm.auxiliary and seed >= 0:
                 lines += ["", f"class {name}_auxiliary(AuxiliaryNetwork, {name}):", "    pass", ""]
     (folder / "study_trainers.py").write_text("\n".join(lines), encoding="utf-8")
