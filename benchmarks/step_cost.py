@@ -304,7 +304,7 @@ def measure(options: argparse.Namespace, labeled: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "labeled": labeled,
         "seconds": {row: statistics.median(values) for row, values in seconds.items()},
-        "prediction": prediction(size, device),
+        "prediction": prediction(size, device, options.rounds),
     }
     if "floor" in seconds:
         result["ratio_to_floor"] = {
@@ -312,7 +312,7 @@ def measure(options: argparse.Namespace, labeled: int) -> dict[str, Any]:
             for row, values in seconds.items()
         }
     if not options.no_memory:
-        result["peak_bytes"] = {row: peak_in_process(row, options, labeled) for row in options.rows}
+        result["peak_bytes"] = {row: peak_in_process(row, options, labeled) for row in (*options.rows, *PREDICTION.values())}
     return result
 
 
@@ -322,8 +322,11 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def prediction(size: dict[str, Any], device: str) -> dict[str, float]:
-    """Median seconds of a sliding window of eight patches, for the network of each trainer as prediction builds it."""
+PREDICTION = {"nnUNetTrainer": "prediction, nnUNetTrainer", "nnUNetTrainerCAML": "prediction, CAML"}
+
+
+def make_prediction(trainer_name: str, size: dict[str, Any], device: str) -> Callable[[Tensor], Tensor]:
+    """A sliding window with the network of a trainer, as nnUNetv2_predict builds it."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -332,18 +335,27 @@ def prediction(size: dict[str, Any], device: str) -> dict[str, float]:
 
     manager = PlansManager({k: v for k, v in plans(size).items() if k != "continue_training"})
     configuration = manager.get_configuration("cost")
-    data = torch.randn(1, *[round(1.5 * n) for n in size["patch"]])
-    predictors = {}
-    for trainer in (nnUNetTrainer, nnUNetTrainerCAML):
-        network = trainer.build_network_architecture(manager, configuration, 1, 2, False)
-        predictor = nnUNetPredictor(device=torch.device(device), use_mirroring=False, allow_tqdm=False)
-        predictor.manual_initialization(network.to(device), manager, configuration, None, DATASET, trainer.__name__, None)
-        predictors[trainer.__name__] = predictor
-    seconds: dict[str, list[float]] = {name: [] for name in predictors}
-    for number in range(4):
-        for name, predictor in predictors.items():
+    trainer: Any = {"nnUNetTrainer": nnUNetTrainer, "nnUNetTrainerCAML": nnUNetTrainerCAML}[trainer_name]
+    network = trainer.build_network_architecture(manager, configuration, 1, 2, False)
+    predictor = nnUNetPredictor(device=torch.device(device), use_mirroring=False, allow_tqdm=False)
+    predictor.manual_initialization(network.to(device), manager, configuration, None, DATASET, trainer_name, None)
+    return predictor.predict_sliding_window_return_logits
+
+
+def window(size: dict[str, Any]) -> Tensor:
+    """An image that takes eight patches."""
+    return torch.randn(1, *[round(1.5 * n) for n in size["patch"]])
+
+
+def prediction(size: dict[str, Any], device: str, rounds: int) -> dict[str, float]:
+    """Median seconds of a sliding window of eight patches, for the network of each trainer, interleaved."""
+    data = window(size)
+    predict = {name: make_prediction(name, size, device) for name in PREDICTION}
+    seconds: dict[str, list[float]] = {name: [] for name in predict}
+    for number in range(1 + max(3, rounds)):
+        for name, one in predict.items():
             began = perf_counter()
-            predictor.predict_sliding_window_return_logits(data)
+            one(data)
             synchronize(device)
             if number:
                 seconds[name].append(perf_counter() - began)
@@ -363,8 +375,14 @@ def peak_memory(row: str, options: argparse.Namespace) -> int:
     size, device = SIZES[options.size], options.device
     make_trainer("nnUNetTrainer", {**size, "features": [4, 4], "patch": [8, 8, 8]}, device, 0)  # imports, libraries
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step, trainer = make_step(row, size, device, options.labeled[0])
-    batch = make_batch(size, trainer or make_trainer("nnUNetTrainer", size, device, 0))
+    step: Callable[[Any], Any]
+    batch: Any
+    if row in PREDICTION.values():
+        name = next(name for name, title in PREDICTION.items() if title == row)
+        step, batch = make_prediction(name, size, device), window(size)
+    else:
+        step, trainer = make_step(row, size, device, options.labeled[0])
+        batch = make_batch(size, trainer or make_trainer("nnUNetTrainer", size, device, 0))
     for _ in range(3):
         step(batch)
     if device == "cuda":
@@ -387,6 +405,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {row} | {seconds:.3f} | {ratio} | {peak} |")
     ours, theirs = result["prediction"]["nnUNetTrainerCAML"], result["prediction"]["nnUNetTrainer"]
     lines.append(f"\nPrediction: {ours:.3f} s with CAML's network, {theirs:.3f} s with nnU-Net's: {ours / theirs:.2f}")
+    if peaks:
+        stock, caml = (peaks[row] / 2**30 for row in PREDICTION.values())
+        lines.append(f"Peak memory of prediction: {caml:.2f} GiB and {stock:.2f} GiB")
     return "\n".join(lines)
 
 

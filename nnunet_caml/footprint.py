@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nnunet_caml.attention import AttentionLayer
 from nnunet_caml.networks import checkpoint_activations
 
-__all__ = ["LowerBound", "available_bytes", "lower_bound", "too_large"]
+__all__ = ["LowerBound", "available_bytes", "describe", "lower_bound"]
 
 
 class LowerBound(NamedTuple):
@@ -94,19 +94,22 @@ def available_bytes(device: torch.device) -> int | None:
     return None
 
 
-def too_large(needed: LowerBound, available: int | None) -> str | None:
-    """A warning with the ways out if a step cannot fit, else ``None``.
+def describe(needed: LowerBound, available: int | None) -> str:
+    """A line for the log; a warning with the ways out if a step cannot fit.
 
     Args:
         needed: From :func:`lower_bound`.
         available: From :func:`available_bytes`.
     """
     total = sum(needed)
-    if available is None or total <= available:
-        return None
+    text = f"A training step of both networks needs at least {total / 2**30:.1f} GiB"
+    if available is None:
+        return f"{text}."
+    text = f"{text}, and this device has {available / 2**30:.1f} GiB"
+    if total <= available:
+        return f"{text}."
     return (
-        f"WARNING: a training step of both networks needs at least {total / 2**30:.1f} GiB, and this device has "
-        f"{available / 2**30:.1f} GiB: it will most likely run out of memory. Ways out, best first: a subclass with "
+        f"WARNING: {text}: it will most likely run out of memory. Ways out, best first: a subclass with "
         f"activation_checkpointing = True; -tr nnUNetTrainerCAML_sharedEncoder; plans with a smaller batch or patch "
         f"(nnUNetv2_plan_experiment -gpu_memory_target)."
     )

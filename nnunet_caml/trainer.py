@@ -227,7 +227,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
                 f"training is lost and it cannot be continued. Put the file back, or start again without --c."
             )
         self.prepare_unlabeled()
-        self._warn_of_memory()
+        self._tell_memory()
         vanilla = unwrap(self.network)
         if self.current_epoch == 0 and not torch.equal(self._untrained, next(vanilla.parameters())):
             copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))
@@ -236,13 +236,12 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         if self._rng_to_restore is not None:
             checkpoints.set_rng_state(self._rng_to_restore)
 
-    def _warn_of_memory(self) -> None:
+    def _tell_memory(self) -> None:
         try:
-            warning = footprint.too_large(footprint.lower_bound(self), footprint.available_bytes(self.device))
+            text = footprint.describe(footprint.lower_bound(self), footprint.available_bytes(self.device))
         except Exception as problem:  # a subclass's network that fake tensors cannot run trains all the same
-            warning = f"The memory that a step needs is not known: {type(problem).__name__}: {problem}"
-        if warning is not None:
-            self.print_to_log_file(warning)
+            text = f"The memory that a step needs is not known: {type(problem).__name__}: {problem}"
+        self.print_to_log_file(text)
 
     def on_train_end(self) -> None:
         super().on_train_end()

@@ -58,10 +58,10 @@ def test_recomputed_activations_are_not_counted(make_trainer: Any):
 
 def test_warning_names_need_device_and_ways_out():
     needed = footprint.LowerBound(GIB, 30 * GIB)
-    assert footprint.too_large(needed, 32 * GIB) is None
-    assert footprint.too_large(needed, None) is None
-    warning = footprint.too_large(needed, 24 * GIB)
-    assert warning is not None
+    assert footprint.describe(needed, None).endswith("needs at least 31.0 GiB.")
+    assert footprint.describe(needed, 32 * GIB).endswith("at least 31.0 GiB, and this device has 32.0 GiB.")
+    warning = footprint.describe(needed, 24 * GIB)
+    assert warning.startswith("WARNING")
     assert "at least 31.0 GiB, and this device has 24.0 GiB" in warning
     assert "activation_checkpointing = True" in warning
 
@@ -72,4 +72,4 @@ def test_training_warns_and_goes_on(make_trainer: Any, monkeypatch: pytest.Monke
     trainer.on_train_start()
     trainer.dataloader_train.finish()
     log = next(Path(trainer.output_folder).glob("training_log_*.txt")).read_text(encoding="utf-8")
-    assert "WARNING: a training step of both networks needs at least" in log
+    assert "WARNING: A training step of both networks needs at least" in log
