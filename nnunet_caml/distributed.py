@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 
-def on_first_rank(task: Callable[[], None], rank: int, is_ddp: bool) -> None:
+def on_first_rank(task: Callable[[], object], rank: int, is_ddp: bool) -> None:
     """Runs ``task`` on rank 0 while the others wait, however long it takes.
 
     Args:

@@ -125,6 +125,9 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             checkpoint_activations(vanilla)
         self.labels = LabelSpace.from_label_manager(self.label_manager)
         auxiliary = self.build_auxiliary(vanilla)
+        if self.is_ddp:
+            # it writes the split file if there is none, and another rank would read a half of it
+            distributed.on_first_rank(self.do_split, self.local_rank, True)
         training_cases, _ = self.do_split()
         self.caml = MutualLearning(
             auxiliary,

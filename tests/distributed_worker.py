@@ -3,7 +3,10 @@
 Arguments: rank, number of ranks, port, trainer, file for what this rank ends with.
 """
 
+import json
 import sys
+import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,7 +14,15 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_caml import preparation
 from nnunet_caml.networks import unwrap
+
+
+def save_slowly(content: object, file: str) -> None:
+    """A file system that takes its time: another rank that does not wait finds an empty file."""
+    Path(file).touch()
+    time.sleep(2)
+    Path(file).write_text(json.dumps(content), encoding="utf-8")
 
 
 def main(rank: int, ranks: int, port: str, name: str, output: str) -> None:
@@ -21,6 +32,14 @@ def main(rank: int, ranks: int, port: str, name: str, output: str) -> None:
     module.DDP = lambda network, device_ids: DistributedDataParallel(network)  # type: ignore[attr-defined]
     trainer = get_trainer_from_args("101", "3d_tiny", 0, name, "nnUNetPlans", False, torch.device("cpu"))
     trainer.device = torch.device("cpu")
+    preparation.save_json = save_slowly  # type: ignore[attr-defined]
+    do_split = trainer.do_split
+
+    def split_later() -> tuple:
+        time.sleep(rank / 2)
+        return do_split()
+
+    trainer.do_split = split_later
     torch.manual_seed(rank)  # weights have to come out the same all the same
     trainer.run_training()
     trainer.perform_actual_validation()
