@@ -68,7 +68,7 @@ def main() -> int:
         "nnUNet_wandb_enabled": "0",
     }
     if not options.full:
-        os.environ |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1", "nnUNet_compile": "F", "OMP_WAIT_POLICY": "passive"}
+        os.environ |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1", "nnUNet_compile": "F", "INTEGRATION_THREADS": "1"}
     from nnunet_caml.startup import add_discovery_folder
 
     add_discovery_folder()

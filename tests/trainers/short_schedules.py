@@ -14,6 +14,7 @@ class Short:
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[call-arg]
+        torch.set_num_threads(1)  # nnU-Net takes all cores on a CPU; networks this small are slower with two
         self.num_epochs = 2
         self.num_iterations_per_epoch = 4
         self.num_val_iterations_per_epoch = 1
@@ -42,5 +43,6 @@ class nnUNetTrainerCAMLOneEpoch(nnUNetTrainerCAML):
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
+        torch.set_num_threads(1)
         self.num_iterations_per_epoch = 3
         self.num_val_iterations_per_epoch = 1

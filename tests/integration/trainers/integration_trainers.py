@@ -22,6 +22,8 @@ class nnUNetTrainerCAML_integration(nnUNetTrainerCAML):
         self.num_epochs = int(os.environ["INTEGRATION_EPOCHS"])
         self.num_iterations_per_epoch = int(os.environ["INTEGRATION_ITERATIONS"])
         self.num_val_iterations_per_epoch = 1
+        if "INTEGRATION_THREADS" in os.environ:  # nnU-Net takes all cores on a CPU; networks this small are slower with two
+            torch.set_num_threads(int(os.environ["INTEGRATION_THREADS"]))
         torch.manual_seed(0)
 
     def configure_optimizers(self) -> Any:
