@@ -227,3 +227,13 @@ def test_memory_does_not_grow_with_the_unlabelled_cases(workspace: Workspace, ma
     assert len(loader.indices) == 25
     assert not any(isinstance(v, np.ndarray | Tensor) for v in vars(loader._data.dataset).values())
     assert preprocess(trainer.unlabeled, 1) == 0
+
+
+def test_the_users_own_split_is_followed(workspace: Workspace, make_trainer):
+    splits = [{"train": ["tr_0", "tr_2"], "val": ["tr_1"]}, {"train": ["tr_1", "tr_3"], "val": ["tr_0"]}]
+    (workspace.preprocessed / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
+    trainer = make_trainer(fold=1)
+    trainer.on_train_start()
+    seen = {case for _ in range(8) for case in next(trainer.dataloader_train)["keys"]}
+    trainer.dataloader_train.finish()
+    assert seen == set(trainer.caml.memory.case_index) == {"tr_1", "tr_3"}
