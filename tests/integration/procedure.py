@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import entry_points
 from pathlib import Path
 from time import monotonic
@@ -54,17 +55,21 @@ def main() -> int:
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--folds", type=int, default=5, help="of the cross-validation, at least 2 (default: 5)")
     parser.add_argument("--full", action="store_true", help="networks as planned, five epochs of 250 iterations")
+    jobs = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    parser.add_argument("--jobs", type=int, default=jobs, help="scenarios side by side (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if not (options.source / "dataset.json").is_file():
         print(f"{options.source} is not the Hippocampus task of the Decathlon: name its folder with --source.", file=sys.stderr)
         return 1
+    if len(options.scenarios) > 1:
+        return run_side_by_side(options)
     shutil.rmtree(options.output, ignore_errors=True)
     root = options.output.resolve()
     os.environ |= {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")} | {
         "nnUNet_extTrainer": str(Path(__file__).parent / "trainers"),
         "INTEGRATION_EPOCHS": "5" if options.full else "2",
-        "INTEGRATION_ITERATIONS": "250" if options.full else "30",
+        "INTEGRATION_ITERATIONS": "250" if options.full else "40",
         "nnUNet_wandb_enabled": "0",
     }
     if not options.full:
@@ -74,13 +79,41 @@ def main() -> int:
     add_discovery_folder()
     began = monotonic()
     try:
-        for name in options.scenarios:
-            run_scenario(name, options, root, began)
+        run_scenario(options.scenarios[0], options, root, began)
     except IntegrationError as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
     print(f"The procedure succeeded in {(monotonic() - began) / 60:.1f} minutes.")
     return 0
+
+
+def run_side_by_side(options: argparse.Namespace) -> int:
+    """Runs each scenario in a process of its own; the whole output goes to log files, news of it to the terminal."""
+    began = monotonic()
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    def one(name: str) -> int:
+        command = [sys.executable, __file__, "--source", options.source, "-o", options.output / name, "--scenarios", name]
+        command += ["--folds", options.folds, "--device", options.device] + ["--full"] * options.full
+        with (options.output / f"{name}.log").open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+            )
+            assert process.stdout is not None
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                if line.startswith(("[", "FAILED", f"{name}, ")):
+                    print(line if name in line else f"{name}: {line}", end="", flush=True)
+            return process.wait()
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        statuses = dict(zip(options.scenarios, pool.map(one, options.scenarios), strict=True))
+    failed = [name for name, status in statuses.items() if status]
+    for name in failed:
+        print(f"FAILED: {name}, see {options.output / name}.log", file=sys.stderr)
+    print(f"{len(statuses) - len(failed)} of {len(statuses)} scenarios succeeded in {(monotonic() - began) / 60:.1f} minutes.")
+    return 1 if failed else 0
 
 
 def call(command: str, *paths: object) -> None:
@@ -157,8 +190,8 @@ def edit_plans(file: Path, small: bool) -> None:
     plans = json.loads(file.read_text(encoding="utf-8"))
     configurations = plans["configurations"]
     if small:
-        shrink(configurations["2d"], [2.0, 2.0], [16, 24], 4)
-        shrink(configurations["3d_fullres"], [2.0, 2.0, 2.0], [16, 24, 16], 2)
+        shrink(configurations["2d"], [2.0, 2.0], [16, 24], 4, [8, 16, 32])
+        shrink(configurations["3d_fullres"], [2.0, 2.0, 2.0], [16, 24, 16], 2, [4, 8, 16])
     full = configurations["3d_fullres"]
     configurations["3d_lowres"] = {
         "inherits_from": "3d_fullres",
@@ -170,13 +203,13 @@ def edit_plans(file: Path, small: bool) -> None:
     file.write_text(json.dumps(plans, indent=4), encoding="utf-8")
 
 
-def shrink(configuration: dict[str, Any], spacing: list[float], patch: list[int], batch: int) -> None:
+def shrink(configuration: dict[str, Any], spacing: list[float], patch: list[int], batch: int, features: list[int]) -> None:
     """A coarse, small version of a configuration."""
-    dim, stages = len(patch), 3
+    dim, stages = len(patch), len(features)
     configuration.update(spacing=spacing, patch_size=patch, batch_size=batch)
     configuration["architecture"]["arch_kwargs"].update(
         n_stages=stages,
-        features_per_stage=[8, 16, 32],
+        features_per_stage=features,
         kernel_sizes=[[3] * dim] * stages,
         strides=[[1] * dim] + [[2] * dim] * (stages - 1),
         n_conv_per_stage=[2] * stages,
