@@ -237,3 +237,32 @@ def test_the_users_own_split_is_followed(workspace: Workspace, make_trainer):
     seen = {case for _ in range(8) for case in next(trainer.dataloader_train)["keys"]}
     trainer.dataloader_train.finish()
     assert seen == set(trainer.caml.memory.case_index) == {"tr_1", "tr_3"}
+
+
+def test_a_step_in_mixed_precision(make_trainer, monkeypatch):
+    """As on a GPU, with the half precision that a CPU has: the same losses as in float32, and finite gradients everywhere."""
+    seed(0)
+    trainer = make_trainer()
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.iteration = 10**6  # after the ramp-up
+    batches = [next(trainer.dataloader_train) for _ in range(2)]
+    trainer.dataloader_train.finish()
+    start = copy.deepcopy(trainer.caml.state_dict()), copy.deepcopy(trainer.network.state_dict())
+    losses = []
+    for half in (False, True):
+        trainer.caml.load_state_dict(start[0])
+        trainer.network.load_state_dict(start[1])
+        if half:
+            monkeypatch.setattr("nnunet_caml.trainer.dummy_context", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+        torch.manual_seed(1)
+        losses.append([trainer.train_step(batch) for batch in batches])
+    for full, rounded in zip(*losses, strict=True):
+        for name in ("loss", "loss_a", "consistency"):
+            assert rounded[name] == pytest.approx(full[name], rel=0.1, abs=0.02), name
+        assert np.isfinite(rounded["correlation"])
+    # one more, to look at what the backward pass leaves
+    trainer.train_step(batches[0])
+    parameters = [*trainer.network.parameters(), *trainer.caml.parameters()]
+    assert all(p.grad.isfinite().all() and p.dtype == torch.float32 for p in parameters if p.grad is not None)
+    assert any(p.grad is not None and p.grad.any() for p in trainer.caml.heads_v.parameters())
