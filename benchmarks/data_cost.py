@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from step_cost import DATASET, SIZES, plans
+from fixed_plans import DATASET, SIZES, plans
 
 WRITTEN = 4
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from step_cost import DATASET, SIZES, plans, prepare
+from fixed_plans import DATASET, SIZES, plans, prepare
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 WAYS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,6 @@ Rounds are interleaved, so that what else the machine does hits all rows alike; 
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -30,13 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-SIZES: dict[str, dict[str, Any]] = {
-    # patch, features, labelled batch
-    "hippocampus": {"patch": [40, 56, 40], "features": [32, 64, 128, 256]},
-    "hippocampus-small": {"patch": [40, 56, 40], "features": [8, 16, 32, 64]},
-    "paper": {"patch": [112, 112, 80], "features": [16, 32, 64, 128, 256]},
-    "nnunet": {"patch": [128, 128, 128], "features": [32, 64, 128, 256, 320, 320]},
-}
+from fixed_plans import DATASET, SIZES, plans, prepare
+
 ROWS = ["floor", "A", "A + CMA", "A + consistency", "A + memory and OCC", "CAML", "published memory", "nnUNetTrainer"]
 
 
@@ -69,66 +63,6 @@ def main() -> None:
 
 
 # ------------------------------------------------------------------ what is measured
-
-
-def prepare(folder: Path) -> None:
-    """A data set of file names in nnU-Net's folders, and plans of the wanted size; batches are made up later."""
-    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-    os.environ |= {name: str(folder / name) for name in names} | {"nnUNet_compile": "F", "nnUNet_wandb_enabled": "0"}
-    data = folder / "nnUNet_preprocessed" / "Dataset001_Cost"
-    (data / "cost").mkdir(parents=True)
-    for case in ("a", "b"):
-        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
-            (data / "cost" / f"{case}{ending}").touch()
-
-
-def plans(size: dict[str, Any]) -> dict[str, Any]:
-    """Plans with one configuration."""
-    stages, dim = len(size["features"]), len(size["patch"])
-    arch = {
-        "n_stages": stages,
-        "features_per_stage": size["features"],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3] * dim] * stages,
-        "strides": [[1] * dim] + [[2] * dim] * (stages - 1),
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    configuration = {
-        "data_identifier": "cost",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": size["patch"],
-        "spacing": [1.0] * dim,
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "batch_dice": False,
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": arch,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-    }
-    return {
-        "dataset_name": "Dataset001_Cost",
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "foreground_intensity_properties_per_channel": {},
-        "configurations": {"cost": configuration},
-        "continue_training": False,
-    }
-
-
-DATASET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}, "numTraining": 2, "file_ending": ".nii.gz"}
 
 
 def make_trainer(kind: str, size: dict[str, Any], device: str, labeled: int, **attributes: Any) -> Any:
@@ -199,60 +133,6 @@ def floor_step(size: dict[str, Any], device: str) -> Callable[[dict], None]:
     return step
 
 
-class PublishedMemory:
-    """The published behaviour, in words of our own: every correct voxel of every case in NumPy arrays on the host.
-
-    Replaces ``remember`` and ``correlate`` of a :class:`nnunet_caml.learning.MutualLearning`.
-    """
-
-    def __init__(self, caml: Any, labeled: int, voxels: int) -> None:
-        self.caml = caml
-        rng = np.random.default_rng(0)
-        width = caml.memory.embeddings.shape[-1]
-        self.bank = {f"case{i}": rng.standard_normal((voxels, width), dtype=np.float32) for i in range(labeled)}
-        self.classes = {case: rng.integers(0, 2, voxels) for case in self.bank}
-
-    @torch.no_grad()
-    def remember(self, cases: list[str], v: Tensor, a: Tensor, class_v: Tensor, class_a: Tensor, target: Tensor) -> None:
-        from nnunet_caml.learning import voxel_features
-
-        true, _ = self.caml.labels.target(target)
-        self.caml.heads_v.eval()
-        self.caml.heads_a.eval()
-        for b, case in enumerate(cases):
-            correct = ((class_v[b] == true[b]) & (class_a[b] == true[b])).flatten().nonzero()[:, 0]
-            rows = [voxel_features(f[b : b + 1], correct) for f in (v, a)]
-            embedded = (self.caml.heads_v.projection(rows[0]) + self.caml.heads_a.projection(rows[1])) / 2
-            self.bank[case] = embedded.cpu().numpy()
-            self.classes[case] = true[b].flatten()[correct].cpu().numpy()
-        self.caml.heads_v.train()
-        self.caml.heads_a.train()
-
-    def correlate(self, v: Tensor, a: Tensor, class_v: Tensor, class_a: Tensor, confidence: Tensor) -> Tensor:
-        from nnunet_caml.learning import voxel_features
-
-        bank, classes = np.concatenate(list(self.bank.values())), np.concatenate(list(self.classes.values()))
-        picked = []
-        for k in range(self.caml.labels.num_classes):
-            candidates = np.flatnonzero(classes == k)
-            if len(candidates) >= 256:
-                picked.append(bank[np.random.permutation(candidates)[:256]])
-        agree = (class_v == class_a).flatten().nonzero()[:, 0]
-        # heads first, on all agreeing voxels, choice afterwards
-        embedded = [heads(voxel_features(f, agree)) for heads, f in ((self.caml.heads_v, v), (self.caml.heads_a, a))]
-        best = []
-        for k in range(self.caml.labels.num_classes):
-            of_class = (class_v.flatten()[agree] == k).nonzero()[:, 0]
-            order = confidence.flatten()[agree][of_class].argsort(descending=True)[:12800]
-            best.append(of_class[order])
-        chosen = torch.cat(best)
-        if not picked or len(chosen) < 2:
-            return v.sum() * 0
-        memory = torch.from_numpy(np.concatenate(picked)).to(v.device)
-        corr_v, corr_a = (torch.softmax(e[chosen].float() @ memory.T / 0.1, 1) for e in embedded)
-        return -(corr_a * torch.log(corr_v + 1e-8)).sum(1).mean()
-
-
 def make_step(row: str, size: dict[str, Any], device: str, labeled: int) -> tuple[Callable[[dict], None], Any]:
     """The step of a row of the table, and its trainer."""
     if row == "floor":
@@ -269,6 +149,8 @@ def make_step(row: str, size: dict[str, Any], device: str, labeled: int) -> tupl
     }
     trainer = make_trainer("CAML", size, device, labeled, **parts.get(row, {}))
     if row == "published memory":
+        from published_memory import PublishedMemory
+
         published = PublishedMemory(trainer.caml, labeled, int(np.prod(size["patch"])))
         trainer.caml.remember, trainer.caml.correlate = published.remember, published.correlate
     return trainer.train_step, trainer
