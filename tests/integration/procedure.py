@@ -69,7 +69,7 @@ def main() -> int:
     os.environ |= {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")} | {
         "nnUNet_extTrainer": str(Path(__file__).parent / "trainers"),
         "INTEGRATION_EPOCHS": "5" if options.full else "2",
-        "INTEGRATION_ITERATIONS": "250" if options.full else "40",
+        "INTEGRATION_ITERATIONS": "250" if options.full else "60",
         "nnUNet_wandb_enabled": "0",
     }
     if not options.full:
