@@ -69,7 +69,7 @@ def main() -> int:
     os.environ |= {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")} | {
         "nnUNet_extTrainer": str(Path(__file__).parent / "trainers"),
         "INTEGRATION_EPOCHS": "5" if options.full else "2",
-        "INTEGRATION_ITERATIONS": "250" if options.full else "60",
+        "INTEGRATION_ITERATIONS": "250" if options.full else "100",
         "nnUNet_wandb_enabled": "0",
     }
     if not options.full:
@@ -152,7 +152,10 @@ def run_scenario(name: str, options: argparse.Namespace, root: Path, began: floa
     call(f"nnUNetv2_find_best_configuration {number} -tr {TRAINER} -f {folds} -np 1 -c {' '.join(CONFIGURATIONS)}")
     results = root / "nnUNet_results" / dataset
     check(results, name, options.folds, chance)
-    follow_instructions(results / "inference_instructions.txt", raw / "imagesTs", root / "predicted" / name, options.device)
+    plans = json.loads((root / "nnUNet_preprocessed" / dataset / "nnUNetPlans.json").read_text(encoding="utf-8"))
+    first_stages = {c: v["previous_stage"] for c, v in plans["configurations"].items() if "previous_stage" in v}
+    instructions = results / "inference_instructions.txt"
+    follow_instructions(instructions, raw / "imagesTs", root / "predicted" / name, options.device, first_stages)
     os.environ["nnUNet_n_proc_DA"] = "1" if not options.full else os.environ.get("nnUNet_n_proc_DA", "12")
 
 
@@ -237,8 +240,21 @@ def check(results: Path, name: str, folds: int, chance: float) -> None:
             raise IntegrationError(f"{name}, {configuration}: Dice {np.mean(values):.3f} is not above chance, {chance:.3f}")
 
 
-def follow_instructions(file: Path, images: Path, output: Path, device: str) -> None:
-    """Runs the commands of nnU-Net's instructions in a shell, with real folders for its placeholders.
+def run_instruction(words: list[str], path: str) -> None:
+    """Runs a command with ``PATH`` as given.
+
+    Raises:
+        IntegrationError: It failed.
+    """
+    print(f"$ {shlex.join(words)}", flush=True)
+    if subprocess.run(words, env={**os.environ, "PATH": path}, check=False).returncode:
+        raise IntegrationError(f"an instruction failed: {shlex.join(words)}")
+
+
+def follow_instructions(file: Path, images: Path, output: Path, device: str, first_stages: dict[str, str]) -> None:
+    """Runs the commands of nnU-Net's instructions, with real folders for its placeholders.
+
+    Of a cascade nnU-Net 2.8.1 tells the second stage only, without the first one's predictions: these are added.
 
     Raises:
         IntegrationError: A command failed, or there are no segmentations.
@@ -258,9 +274,15 @@ def follow_instructions(file: Path, images: Path, output: Path, device: str) -> 
                 words.append(word)
         if words[0] == "nnUNetv2_predict":
             words += ["-device", device]
-        print(f"$ {shlex.join(words)}", flush=True)
-        if subprocess.run(words, env={**os.environ, "PATH": path}, check=False).returncode:
-            raise IntegrationError(f"an instruction failed: {shlex.join(words)}")
+            first_stage = first_stages.get(words[words.index("-c") + 1])
+            if first_stage is not None and "-prev_stage_predictions" not in words:
+                print("nnU-Net's instructions leave out the first stage of the cascade: predicted here.", flush=True)
+                before = words.copy()
+                before[before.index("-c") + 1] = first_stage
+                low = before[before.index("-o") + 1] = f"{words[words.index('-o') + 1]}_PREV_STAGE"
+                run_instruction(before, path)
+                words += ["-prev_stage_predictions", low]
+        run_instruction(words, path)
     for folder in [p for p in output.iterdir() if p.is_dir()]:
         if len(list(folder.glob("*.nii.gz"))) != TEST:
             raise IntegrationError(f"{folder} does not hold {TEST} segmentations")
