@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_caml.correlation import Correlation
 from nnunet_caml.learning import voxel_features
 
 __all__ = ["PublishedMemory"]
@@ -38,7 +39,7 @@ class PublishedMemory:
         self.caml.heads_v.train()
         self.caml.heads_a.train()
 
-    def correlate(self, v: Tensor, a: Tensor, class_v: Tensor, class_a: Tensor, confidence: Tensor) -> Tensor:
+    def correlate(self, v: Tensor, a: Tensor, class_v: Tensor, class_a: Tensor, confidence: Tensor) -> Correlation:
         bank, classes = np.concatenate(list(self.bank.values())), np.concatenate(list(self.classes.values()))
         picked = []
         for k in range(self.caml.labels.num_classes):
@@ -55,7 +56,7 @@ class PublishedMemory:
             best.append(of_class[order])
         chosen = torch.cat(best)
         if not picked or len(chosen) < 2:
-            return v.sum() * 0
+            return Correlation(v.sum() * 0, v.new_zeros(()))
         memory = torch.from_numpy(np.concatenate(picked)).to(v.device)
         corr_v, corr_a = (torch.softmax(e[chosen].float() @ memory.T / 0.1, 1) for e in embedded)
-        return -(corr_a * torch.log(corr_v + 1e-8)).sum(1).mean()
+        return Correlation(-(corr_a * torch.log(corr_v + 1e-8)).sum(1).mean(), corr_v.detach().amax(1).mean())

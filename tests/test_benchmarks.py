@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,17 @@ def test_table_and_figures(tmp_path: Path):
     report.figures.learning_curve(s, report.case_means(results), tmp_path / "curve.png")
     report.figures.arms(s, report.case_means(results), tmp_path / "arms.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_every_row_of_the_step_cost_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import step_cost
+
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_compile", "nnUNet_wandb_enabled"):
+        monkeypatch.setenv(name, "")  # to be restored
+    monkeypatch.setitem(step_cost.SIZES, "tiny", {"patch": [16, 16, 16], "features": [4, 8, 8]})
+    step_cost.prepare(tmp_path)
+    options = Namespace(size="tiny", device="cpu", rounds=1, rows=step_cost.ROWS, no_memory=True)
+    result = step_cost.measure(options, 3)
+    assert list(result["seconds"]) == step_cost.ROWS
+    assert result["ratio_to_floor"]["floor"] == 1
+    assert "| CAML |" in step_cost.table(result)
