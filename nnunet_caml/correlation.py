@@ -13,6 +13,9 @@ What the paper does not speak of, and what is done here:
 - *Several classes*: memory and voxel selection work per class. With 12800 voxels and 256 memory entries for each class the
   cost would grow with the square of the classes, so the voxels of all classes together are bounded by what the paper has
   with its two (``max_filtered`` of the trainer) and the cost is linear.
+- *Small patches*: the paper's 25600 voxels are 1.3 % of those in its two patches of 112 x 112 x 80, and a seventh of those in
+  two of 40 x 56 x 40. :func:`voxels_per_class` keeps the share (``max_filtered_share``), so that OCC sees the equally
+  confident part of any patch and costs the same part of a step.
 - *Regions*: classes are those of the label map that nnU-Net makes of the regions at inference
   (:class:`nnunet_caml.labels.LabelSpace`), background included.
 - *Ignore label*: voxels with it never enter the memory. OCC itself only looks at unlabelled patches.
@@ -54,6 +57,27 @@ class Selection(NamedTuple):
 
     positions: Tensor
     valid: Tensor
+
+
+#: fewest voxels of all classes together that a share is rounded down to: batch statistics of fewer would be noise
+FEWEST_VOXELS = 512
+
+
+def voxels_per_class(voxels: int, num_classes: int, num_filtered: int, max_filtered: int, max_filtered_share: float) -> int:
+    """How many voxels of a class enter OCC at most.
+
+    Args:
+        voxels: Of the unlabelled patches of a step, together.
+        num_classes: ``K``.
+        num_filtered: Bound per class; the paper's 12800.
+        max_filtered: Bound on all classes together.
+        max_filtered_share: Bound on all classes together as a share of ``voxels``, in (0, 1]; at least :data:`FEWEST_VOXELS`.
+
+    Returns:
+        At least 1.
+    """
+    together = min(max_filtered, max(round(max_filtered_share * voxels), FEWEST_VOXELS))
+    return max(1, min(num_filtered, together // num_classes))
 
 
 def select_voxels(agree: Tensor, predicted: Tensor, confidence: Tensor, num_classes: int, num_filtered: int) -> Selection:
@@ -140,13 +164,17 @@ class _RowCrossEntropy(torch.autograd.Function):
             w = weight[rows]
             q = F.linear(f_v[rows], memory, bias).softmax(1)
             p = F.linear(f_a[rows], memory, bias).softmax(1)
-            h = (q + 1e-8).log_().neg_()  # d loss / d p
-            loss = (p * h).sum(1, keepdim=True)
-            total += (loss * w).sum()
             peak += (q.amax(1, keepdim=True) * w).sum()
-            g = p / (q + 1e-8)  # -d loss / d q
-            grad_v[rows] = (q * ((q * g).sum(1, keepdim=True) - g) * w) @ memory
-            grad_a[rows] = (p * (h - loss) * w) @ memory
+            safe = q + 1e-8
+            # loss = -sum_j p log(safe); its gradients by the similarities behind p and q, each a row times the memory
+            qg = (p / safe).mul_(q)
+            minus_grad_q = qg.addcmul_(q, -qg.sum(1, keepdim=True))
+            pl = safe.log_().mul_(p)
+            minus_loss = pl.sum(1, keepdim=True)
+            minus_grad_p = pl.addcmul_(p, -minus_loss)
+            total -= (minus_loss * w).sum()
+            torch.mm(minus_grad_q, memory, out=grad_v[rows]).mul_(-w)
+            torch.mm(minus_grad_p, memory, out=grad_a[rows]).mul_(-w)
         ctx.save_for_backward(grad_v, grad_a)
         ctx.mark_non_differentiable(peak)
         return total, peak

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_caml.correlation import Correlation, occ_loss, select_voxels
+from nnunet_caml.correlation import Correlation, occ_loss, select_voxels, voxels_per_class
 from nnunet_caml.heads import NetworkHeads
 from nnunet_caml.labels import LabelSpace
 from nnunet_caml.memory import MemoryBank, random_correct_voxels
@@ -51,6 +51,7 @@ class MutualLearning(nn.Module):
         max_rows_per_class: See :class:`MemoryBank`.
         num_filtered: Voxels per class that enter OCC.
         max_filtered: Bound on the voxels of all classes together.
+        max_filtered_share: The same bound as a share of the unlabelled voxels (:func:`voxels_per_class`).
         temperature: Of the correlation rows.
         similarity: ``"dot"`` or ``"cosine"``.
     """
@@ -67,6 +68,7 @@ class MutualLearning(nn.Module):
         max_rows_per_class: int = 65536,
         num_filtered: int = 12800,
         max_filtered: int = 25600,
+        max_filtered_share: float = 1.0,
         temperature: float = 0.1,
         similarity: str = "dot",
     ) -> None:
@@ -78,6 +80,7 @@ class MutualLearning(nn.Module):
         self.labels = labels
         self.num_filtered = num_filtered
         self.max_filtered = max_filtered
+        self.max_filtered_share = max_filtered_share
         self.temperature = temperature
         self.similarity = similarity
 
@@ -138,7 +141,9 @@ class MutualLearning(nn.Module):
             predicted_v.flatten(),
             confidence.flatten(),
             self.labels.num_classes,
-            min(self.num_filtered, self.max_filtered // self.labels.num_classes),
+            voxels_per_class(
+                predicted_v.numel(), self.labels.num_classes, self.num_filtered, self.max_filtered, self.max_filtered_share
+            ),
         )
         with torch.autocast(features_v.device.type, enabled=False):
             embedded_v = self.heads_v(voxel_features(features_v, selection.positions), selection.valid)

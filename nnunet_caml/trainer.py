@@ -81,6 +81,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
     num_filtered: int = 12800
     #: bound on those of all classes together (ours: what the paper has with its two classes)
     max_filtered: int = 25600
+    #: the same bound as a share of the unlabelled voxels (ours: 25600 of the paper's 2 x 112 x 112 x 80)
+    max_filtered_share: float = 0.0128
     #: embeddings drawn from the memory per class and step
     memory_per_class: int = 256
     #: bound on the stored embeddings of a class over all cases (ours; the released code keeps every voxel)
@@ -139,6 +141,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             max_rows_per_class=self.memory_max_rows_per_class,
             num_filtered=self.num_filtered,
             max_filtered=self.max_filtered,
+            max_filtered_share=self.max_filtered_share,
             temperature=self.occ_temperature,
             similarity=self.occ_similarity,
         ).to(self.device)

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_caml.correlation import _RowCrossEntropy, correlation_logits, occ_loss, select_voxels
+from nnunet_caml.correlation import (
+    FEWEST_VOXELS,
+    _RowCrossEntropy,
+    correlation_logits,
+    occ_loss,
+    select_voxels,
+    voxels_per_class,
+)
+from nnunet_caml.trainer import nnUNetTrainerCAML
 
 
 def inputs(n: int = 40, m: int = 24, d: int = 8, dtype: torch.dtype = torch.float64):
@@ -80,3 +88,19 @@ def test_most_confident_agreeing_voxels_of_each_class_are_selected():
     chosen = select_voxels(agree, predicted, confidence, 3, 2)
     # class 1 has a single agreeing voxel and gives none
     assert sorted(chosen.positions[chosen.valid].tolist()) == [0, 1, 5, 6]
+
+
+def test_the_defaults_give_the_papers_number_of_voxels_on_the_papers_patches():
+    trainer = nnUNetTrainerCAML
+    bounds = trainer.num_filtered, trainer.max_filtered, trainer.max_filtered_share
+    assert voxels_per_class(2 * 112 * 112 * 80, 2, *bounds) == 12800
+    assert voxels_per_class(2 * 40 * 56 * 40, 2, *bounds) < 1200
+
+
+@given(st.integers(1, 10**7), st.integers(2, 50), st.integers(1, 20000), st.integers(1, 30000), st.floats(0.001, 1))
+def test_voxels_of_all_classes_stay_within_every_bound(voxels, classes, filtered, together, share):
+    n = voxels_per_class(voxels, classes, filtered, together, share)
+    assert 1 <= n <= filtered
+    assert n == 1 or n * classes <= min(together, max(share * voxels + 0.5, FEWEST_VOXELS))
+    if share * voxels >= together:  # large patches: the share plays no part
+        assert n == max(1, min(filtered, together // classes))
