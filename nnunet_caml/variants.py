@@ -15,6 +15,7 @@ __all__ = [
     "nnUNetTrainerCAML_noCMA",
     "nnUNetTrainerCAML_noCMA_noOCC",
     "nnUNetTrainerCAML_noOCC",
+    "nnUNetTrainerCAML_paper",
     "nnUNetTrainerCAML_sharedEncoder",
 ]
 
@@ -97,6 +98,33 @@ class nnUNetTrainerCAML_noCMA_noOCC(nnUNetTrainerCAML):
 
     attention = False
     lambda_o = 0.0
+
+
+class nnUNetTrainerCAML_paper(nnUNetTrainerCAML):
+    """The paper's settings (those for 10 % labelled), whatever the defaults are.
+
+    Optimiser, schedule, patches, augmentation and the supervised loss are nnU-Net's.
+    """
+
+    supervised_weight = 0.5
+    lambda_c = 1.0
+    lambda_o = 0.05
+    rampup_fraction = 0.2
+    rampup_start_fraction = 0.0
+    sharpening_temperature = 0.1
+    detach_consistency_target = False
+    attention = True
+    attention_heads = 4
+    attention_dropout = 0.5
+    attention_downsampling = 8.0
+    embedding_width = 64
+    occ_similarity = "dot"
+    occ_temperature = 0.1
+    num_filtered = 12800
+    max_filtered = 25600
+    max_filtered_share = 1.0
+    memory_per_class = 256
+    share_encoder = False
 
 
 class nnUNetTrainerCAML_sharedEncoder(nnUNetTrainerCAML):
