@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_caml.learning import MutualLearning
+from nnunet_caml.networks import unwrap
+
 
 def companion(checkpoint: Path, next_epoch: int) -> Path:
     """Path of the companion of a checkpoint that resumes at ``next_epoch``."""
@@ -58,6 +61,34 @@ def save(checkpoint: Path, save_stock: Callable[[str], None], state: dict, logge
     partial.replace(path)
     temporary.replace(checkpoint)
     remove_companions(checkpoint, keep=path)
+
+
+def companion_state(caml: MutualLearning, optimizer: torch.optim.Optimizer) -> dict:
+    """All that a run is made of beside V and nnU-Net's log: A, heads, memory, their optimiser, random numbers."""
+    return {
+        "auxiliary": unwrap(caml.auxiliary).state_dict(),
+        "heads": [head.state_dict() for head in caml.heads()],
+        "memory": caml.memory.state_dict(),
+        "cases": list(caml.memory.case_index),
+        "optimizer": optimizer.state_dict(),
+        "rng": get_rng_state(),
+    }
+
+
+def restore_companion(state: dict, caml: MutualLearning, optimizer: torch.optim.Optimizer) -> bool:
+    """Restores what :func:`companion_state` gave, but for the random numbers.
+
+    Returns:
+        ``False`` if the memory was left as it is, because it belongs to other labelled cases.
+    """
+    unwrap(caml.auxiliary).load_state_dict(state["auxiliary"])
+    for head, saved in zip(caml.heads(), state["heads"], strict=True):
+        head.load_state_dict(saved)
+    optimizer.load_state_dict(state["optimizer"])
+    same_cases = state["cases"] == list(caml.memory.case_index)
+    if same_cases:
+        caml.memory.load_state_dict(state["memory"])
+    return same_cases
 
 
 def load_companion(checkpoint: Path, logger: Any, device: torch.device) -> dict | None:

@@ -85,6 +85,14 @@ def lower_bound(trainer: Any) -> LowerBound:
     )
 
 
+def advice(trainer: Any) -> str:
+    """A line for the log of a training that is about to start: what a step needs at least, and what the device has."""
+    try:
+        return describe(lower_bound(trainer), available_bytes(trainer.device))
+    except Exception as problem:  # a subclass's network that fake tensors cannot run trains all the same
+        return f"The memory that a step needs is not known: {type(problem).__name__}: {problem}"
+
+
 def available_bytes(device: torch.device) -> int | None:
     """Memory of the GPU, or of the machine for a CPU; ``None`` where it is not known."""
     if device.type == "cuda":

@@ -84,6 +84,10 @@ class MutualLearning(nn.Module):
         self.temperature = temperature
         self.similarity = similarity
 
+    def heads(self) -> list[NetworkHeads]:
+        """Those of V and of A."""
+        return [self.heads_v, self.heads_a]
+
     @torch.no_grad()
     def remember(
         self,

@@ -152,7 +152,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         # A and the heads learn as V does, whatever optimiser a subclass has configured.
         self.auxiliary_optimizer = type(self.optimizer)(self.caml.parameters(), **self.optimizer.defaults)
         if self.is_ddp:
-            distributed.broadcast_state(self.heads())
+            distributed.broadcast_state(self.caml.heads())
             ids = [self.local_rank] if self.device.type == "cuda" else None
             self.caml.auxiliary = DistributedDataParallel(self.caml.auxiliary, device_ids=ids)
         self._untrained = next(vanilla.parameters()).detach().clone()
@@ -172,10 +172,6 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         if self.activation_checkpointing:
             checkpoint_activations(auxiliary)
         return SharedEncoderAuxiliary(auxiliary, vanilla.get_submodule("encoder")) if self.share_encoder else auxiliary
-
-    def heads(self) -> list[nn.Module]:
-        """The heads of both networks."""
-        return [self.caml.heads_v, self.caml.heads_a]
 
     # ---------------------------------------------------------------- data
 
@@ -233,7 +229,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
                 f"training is lost and it cannot be continued. Put the file back, or start again without --c."
             )
         self.prepare_unlabeled()
-        self._tell_memory()
+        self.print_to_log_file(footprint.advice(self))
         vanilla = unwrap(self.network)
         if self.current_epoch == 0 and not torch.equal(self._untrained, next(vanilla.parameters())):
             copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))
@@ -241,13 +237,6 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         super().on_train_start()
         if self._rng_to_restore is not None:
             checkpoints.set_rng_state(self._rng_to_restore)
-
-    def _tell_memory(self) -> None:
-        try:
-            text = footprint.describe(footprint.lower_bound(self), footprint.available_bytes(self.device))
-        except Exception as problem:  # a subclass's network that fake tensors cannot run trains all the same
-            text = f"The memory that a step needs is not known: {type(problem).__name__}: {problem}"
-        self.print_to_log_file(text)
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -359,11 +348,11 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         (total if scaler is None else scaler.scale(total)).backward()
         if self.is_ddp:
             # the heads run outside of any module's forward, where DistributedDataParallel does not see them
-            distributed.average_gradients(self.heads())
+            distributed.average_gradients(self.caml.heads())
         if scaler is not None:
             scaler.unscale_(self.optimizer)
             scaler.unscale_(self.auxiliary_optimizer)
-        head_parameters = [p for head in self.heads() for p in head.parameters()]
+        head_parameters = [p for head in self.caml.heads() for p in head.parameters()]
         for parameters in (self.network.parameters(), self.caml.auxiliary.parameters(), head_parameters):
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         for optimizer in (self.optimizer, self.auxiliary_optimizer):
@@ -401,14 +390,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
-        state = {
-            "auxiliary": unwrap(self.caml.auxiliary).state_dict(),
-            "heads": [head.state_dict() for head in self.heads()],
-            "memory": self.caml.memory.state_dict(),
-            "cases": list(self.caml.memory.case_index),
-            "optimizer": self.auxiliary_optimizer.state_dict(),
-            "rng": checkpoints.get_rng_state(),
-        }
+        state = checkpoints.companion_state(self.caml, self.auxiliary_optimizer)
         checkpoints.save(Path(filename), super().save_checkpoint, state, self.logger)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
@@ -421,14 +403,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             # No harm for validation; training asks again in on_train_start.
             self._companion_missing = checkpoints.companion(path, self.current_epoch)
             return
-        unwrap(self.caml.auxiliary).load_state_dict(state["auxiliary"])
-        for head, saved in zip(self.heads(), state["heads"], strict=True):
-            head.load_state_dict(saved)
-        if state["cases"] == list(self.caml.memory.case_index):
-            self.caml.memory.load_state_dict(state["memory"])
-        else:
+        if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
             self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
-        self.auxiliary_optimizer.load_state_dict(state["optimizer"])
         self._rng_to_restore = state["rng"]
 
 

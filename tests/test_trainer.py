@@ -115,7 +115,7 @@ def test_every_loss_reaches_the_parameters_it_should(make_trainer):
     batch = next(trainer.dataloader_train)
     assert batch["unlabeled"].shape == batch["data"].shape
     images = torch.cat((batch["data"], batch["unlabeled"]))
-    parts = {"V": trainer.network, "A": trainer.caml.auxiliary, "heads": nn.ModuleList(trainer.heads())}
+    parts = {"V": trainer.network, "A": trainer.caml.auxiliary, "heads": nn.ModuleList(trainer.caml.heads())}
     reached = {"loss": {"V"}, "loss_a": {"A"}, "consistency": {"V", "A"}, "correlation": {"V", "A", "heads"}}
     for name, expected in reached.items():
         losses, _ = trainer.losses(images, batch["target"], list(batch["keys"]))
