@@ -65,7 +65,7 @@ class Arm:
 
     Attributes:
         name: For tables and figures.
-        trainer: A trainer class of nnU-Net, of this package, or of :mod:`study.baselines`.
+        trainer: A trainer class of nnU-Net, of this package, of :mod:`study.baselines` or :mod:`study.trials`.
         attributes: Class attributes that differ from the trainer's own.
         all_labels: Trains on every training case with its label, the upper bound.
         pseudo_labels_from: Name of the arm whose predictions of the unlabelled cases are taken for labels.
