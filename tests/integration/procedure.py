@@ -69,7 +69,7 @@ def main() -> int:
     os.environ |= {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")} | {
         "nnUNet_extTrainer": str(Path(__file__).parent / "trainers"),
         "INTEGRATION_EPOCHS": "5" if options.full else "2",
-        "INTEGRATION_ITERATIONS": "250" if options.full else "100",
+        "INTEGRATION_ITERATIONS": "250" if options.full else "140",
         "nnUNet_wandb_enabled": "0",
     }
     if not options.full:
@@ -194,7 +194,7 @@ def edit_plans(file: Path, small: bool) -> None:
     configurations = plans["configurations"]
     if small:
         shrink(configurations["2d"], [2.0, 2.0], [16, 24], 4, [8, 16, 32])
-        shrink(configurations["3d_fullres"], [2.0, 2.0, 2.0], [16, 24, 16], 2, [4, 8, 16])
+        shrink(configurations["3d_fullres"], [2.0, 2.0, 2.0], [16, 24, 16], 2, [8, 16, 32])
     full = configurations["3d_fullres"]
     configurations["3d_lowres"] = {
         "inherits_from": "3d_fullres",

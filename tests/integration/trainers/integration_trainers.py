@@ -12,8 +12,8 @@ class nnUNetTrainerCAML_integration(nnUNetTrainerCAML):
     """Short. With Adam, because SGD at nnU-Net's rate has seen no class yet after so few iterations."""
 
     memory_per_class = 32
-    rampup_start_fraction = 0.6
-    rampup_fraction = 0.3
+    rampup_start_fraction = 0.7
+    rampup_fraction = 0.2
 
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
@@ -22,7 +22,7 @@ class nnUNetTrainerCAML_integration(nnUNetTrainerCAML):
         self.num_epochs = int(os.environ["INTEGRATION_EPOCHS"])
         self.num_iterations_per_epoch = int(os.environ["INTEGRATION_ITERATIONS"])
         if len(self.configuration_manager.patch_size) == 2:
-            self.num_iterations_per_epoch *= 4  # a slice teaches less than a volume, and takes less time
+            self.num_iterations_per_epoch *= 3  # a slice teaches less than a volume, and takes less time
         self.num_val_iterations_per_epoch = 1
         if "INTEGRATION_THREADS" in os.environ:  # nnU-Net takes all cores on a CPU; networks this small are slower with two
             torch.set_num_threads(int(os.environ["INTEGRATION_THREADS"]))
