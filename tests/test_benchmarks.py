@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+import memory_table
+import step_cost
+from fixed_plans import SIZES, plans, prepare
 from run_study import select
 from study import report
 from study.commands import Workspace
@@ -162,15 +165,29 @@ def test_table_and_figures(tmp_path: Path):
     assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
-def test_every_row_of_the_step_cost_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import step_cost
-
+@pytest.fixture
+def costs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the plans of the benchmarks of cost."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_compile", "nnUNet_wandb_enabled"):
         monkeypatch.setenv(name, "")  # to be restored
-    monkeypatch.setitem(step_cost.SIZES, "tiny", {"patch": [16, 16, 16], "features": [4, 8, 8]})
-    step_cost.prepare(tmp_path)
+    monkeypatch.setitem(SIZES, "tiny", {"patch": [16, 16, 16], "features": [4, 8, 8]})
+    prepare(tmp_path)
+    return tmp_path
+
+
+def test_every_row_of_the_step_cost_runs(costs_folder: Path):
     options = Namespace(size="tiny", device="cpu", rounds=1, rows=step_cost.ROWS, no_memory=True)
     result = step_cost.measure(options, 3)
     assert list(result["seconds"]) == step_cost.ROWS
     assert result["ratio_to_floor"]["floor"] == 1
     assert "| CAML |" in step_cost.table(result)
+
+
+def test_table_of_memory(costs_folder: Path):
+    small, default = (
+        memory_table.make_plans(row, costs_folder) for row in ("`-gpu_memory_target 4`", "nnU-Net's default (made for 8 GB)")
+    )
+    least = {way: memory_table.lower_bound_bytes(small, attributes) for way, attributes in memory_table.WAYS.items()}
+    assert least["both"] < least["recomputed activations"] < least["shared encoder"] < least["two networks"]
+    assert least["two networks"] < memory_table.lower_bound_bytes(default, {})
+    memory_table.take_steps(plans(SIZES["tiny"]), memory_table.WAYS["both"], "cpu")
