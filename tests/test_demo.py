@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
+from fixed_plans import plans
 from nnunet_caml.cli import main
 from nnunet_caml.demo import commands, evaluation, figure
 from nnunet_caml.demo.commands import CommandError, CommandLine, PredictionWatch, TrainingWatch
@@ -97,33 +98,15 @@ def test_configuration_is_built_by_nnunet(tmp_path):
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": 2,
-            "features_per_stage": [32, 64],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * 2,
-            "strides": [[1, 1, 1], [2, 2, 2]],
-            "n_conv_per_stage": [2, 2],
-            "n_conv_per_stage_decoder": [2],
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    full = plans({"patch": [40] * 3, "features": [32, 64]})["configurations"]["cost"] | {
+        "data_identifier": "nnUNetPlans_3d_fullres"
     }
-    full = {"data_identifier": "nnUNetPlans_3d_fullres", "batch_size": 2, "patch_size": [40] * 3, "architecture": architecture}
     file = tmp_path / "nnUNetPlans.json"
     file.write_text(json.dumps({"configurations": {"3d_fullres": full}}))
     add_configuration(file)
-    plans = json.loads(file.read_text(encoding="utf-8"))
-    assert plans["configurations"]["3d_fullres"] == full
-    configuration = PlansManager(plans).get_configuration(CONFIGURATION)
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert written["configurations"]["3d_fullres"] == full
+    configuration = PlansManager(written).get_configuration(CONFIGURATION)
     assert configuration.data_identifier == "nnUNetPlans_3d_fullres"
     network = get_network_from_plans(
         configuration.network_arch_class_name,
