@@ -15,7 +15,6 @@ Rounds are interleaved, so that what else the machine does hits all rows alike; 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from fixed_plans import DATASET, SIZES, plans, prepare
+from process_memory import peak_bytes
 
 ROWS = ["floor", "A", "A + CMA", "A + consistency", "A + memory and OCC", "CAML", "published memory", "nnUNetTrainer"]
 
@@ -256,7 +256,7 @@ def peak_memory(row: str, options: argparse.Namespace) -> int:
     """Bytes on the GPU, or, on a CPU, by which three steps raise the process's peak over what it had before the networks."""
     size, device = SIZES[options.size], options.device
     make_trainer("nnUNetTrainer", {**size, "features": [4, 4], "patch": [8, 8, 8]}, device, 0)  # imports, libraries
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     step: Callable[[Any], Any]
     batch: Any
     if row in PREDICTION.values():
@@ -269,8 +269,7 @@ def peak_memory(row: str, options: argparse.Namespace) -> int:
         step(batch)
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    return peak_bytes() - before
 
 
 def table(result: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 import memory_table
+import process_memory
 import step_cost
 from fixed_plans import SIZES, plans, prepare
 from run_study import select
@@ -173,6 +176,13 @@ def costs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(SIZES, "tiny", {"patch": [16, 16, 16], "features": [4, 8, 8]})
     prepare(tmp_path)
     return tmp_path
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
+    ballast = np.ones(1 << 29, np.uint8)
+    command = [sys.executable, "-c", "from process_memory import peak_bytes; print(peak_bytes())"]
+    child = int(subprocess.run(command, cwd=BENCHMARKS, capture_output=True, check=True, encoding="utf-8").stdout)
+    assert 1 << 20 < child < ballast.nbytes < process_memory.peak_bytes()
 
 
 def test_every_row_of_the_step_cost_runs(costs_folder: Path):

@@ -6,9 +6,7 @@
 import json
 import os
 import random
-import resource
 import shutil
-import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 
 from nnunet_caml.networks import make_auxiliary, unwrap
+from process_memory import peak_bytes
 from study.description import Arm, Study
 
 __all__ = ["AuxiliaryNetwork", "Scheduled", "trainer_name", "write_trainers"]
@@ -74,7 +73,7 @@ class Scheduled:
 
     def on_train_end(self) -> None:
         super().on_train_end()  # type: ignore[misc]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = peak_bytes()
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated()
         started, ended = (
