@@ -11,9 +11,15 @@ What the paper does not speak of, and what is done here:
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from nnunet_caml.labels import LabelSpace
+
+#: mean squared distance to the other's sharpened probabilities (the paper's), or nnU-Net's loss under the other's labels
+CONSISTENCIES = ("sharpened", "labels")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -62,6 +68,32 @@ def consistency_loss(
     target_a = sharpen(logits_a.detach() if detach_target else logits_a, temperature, regions)
     p_v, p_a = sharpen(logits_v, 1.0, regions), sharpen(logits_a, 1.0, regions)
     return (p_v - target_a).square().mean() + (p_a - target_v).square().mean()
+
+
+def cross_pseudo_loss(
+    logits_v: Tensor, logits_a: Tensor, loss: Callable[[Tensor, Tensor], Tensor], labels: LabelSpace
+) -> Tensor:
+    """Mean of both networks' supervised losses, each with the other's predictions for labels.
+
+    Cross pseudo supervision (Chen et al., CVPR 2021, arXiv:2106.01226), with nnU-Net's loss in place of its cross-entropy.
+    No gradient flows into predictions that serve as labels.
+
+    Args:
+        logits_v: Outputs of the vanilla network on unlabelled patches, ``(B, K, *spatial)``.
+        logits_a: Outputs of the auxiliary network, same shape.
+        loss: Of logits and a target, at full resolution.
+        labels: Meaning of the outputs.
+
+    Returns:
+        A scalar. With nnU-Net's loss it is negative where the networks agree.
+    """
+    return (loss(logits_v, labels.as_target(logits_a)) + loss(logits_a, labels.as_target(logits_v))) / 2
+
+
+def check_consistency(kind: str) -> None:
+    """Raises ``ValueError`` unless ``kind`` is one of :data:`CONSISTENCIES`."""
+    if kind not in CONSISTENCIES:
+        raise ValueError(f"consistency must be one of {CONSISTENCIES}, got {kind!r}")
 
 
 def rampup(current: float, length: float) -> float:

@@ -5,6 +5,7 @@ are drawn anywhere in the case, because nobody knows where its foreground is.
 """
 
 import copy
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -69,15 +70,21 @@ def like(augmenter: Any, loader: nnUNetDataLoader) -> Any:
 
 
 class PairedBatches:
-    """Labelled batches that carry an unlabelled one under the key ``unlabeled``.
+    """Labelled batches that carry an unlabelled one under the key ``unlabeled``, while there is use for it.
+
+    Args:
+        labeled: Gives batches.
+        unlabeled: Alike.
+        wanted: Whether the next step uses unlabelled patches.
 
     Attributes:
         waited_s: Seconds spent waiting for either loader since it was last set to 0.
     """
 
-    def __init__(self, labeled: Any, unlabeled: Any) -> None:
+    def __init__(self, labeled: Any, unlabeled: Any, wanted: Callable[[], bool]) -> None:
         self.labeled = labeled
         self.unlabeled = unlabeled
+        self.wanted = wanted
         self.waited_s = 0.0
 
     def __iter__(self) -> "PairedBatches":
@@ -85,7 +92,9 @@ class PairedBatches:
 
     def __next__(self) -> dict:
         start = perf_counter()
-        batch = {**next(self.labeled), "unlabeled": next(self.unlabeled)["data"]}
+        batch = dict(next(self.labeled))
+        if self.wanted():
+            batch["unlabeled"] = next(self.unlabeled)["data"]
         self.waited_s += perf_counter() - start
         return batch
 

@@ -63,7 +63,7 @@ def epoch_values(outputs: dict[str, Any], lambda_c: float, lambda_o: float, wait
         "row_peak": float(np.mean(outputs["row_peak"])),
         "lambda_c": lambda_c,
         "lambda_o": lambda_o,
-        # no class predicted by either: nothing to agree on
+        # no unlabelled patches yet, or no class predicted by either: nothing to agree on
         "agreement": float(np.nanmean(dice)) if np.isfinite(dice).any() else float("nan"),
         "memory": float(np.asarray(outputs["memory"])[-1]),
         "waiting": waiting,
@@ -77,8 +77,9 @@ def log(logger: Any, values: dict[str, float], epoch: int) -> None:
 
 
 def describe(values: dict[str, float]) -> str:
-    """One line for the log file."""
-    return "CAML: " + ", ".join(f"{name} {values[key]:.4f}" for key, (name, _) in VALUES.items())
+    """One line for the log file, without values that there are none of."""
+    known = {name: values[key] for key, (name, _) in VALUES.items() if not np.isnan(values[key])}
+    return "CAML: " + ", ".join(f"{name} {value:.4f}" for name, value in known.items())
 
 
 def plot(logger: Any, folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.helpers import dummy_context
@@ -19,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_caml import checkpoints, distributed, footprint, progress
 from nnunet_caml.cascade import predict_for_next_stage, with_previous_stage
 from nnunet_caml.checks import check_labeled
-from nnunet_caml.consistency import consistency_loss, rampup
+from nnunet_caml.consistency import check_consistency, consistency_loss, cross_pseudo_loss, rampup
 from nnunet_caml.labels import LabelSpace
 from nnunet_caml.learning import MutualLearning, agreement_counts
 from nnunet_caml.loading import PairedBatches, UnlabeledCases, labeled_loader, like, unlabeled_loader
@@ -46,19 +47,24 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         class nnUNetTrainerCAML_cosine(nnUNetTrainerCAML):
             occ_similarity = "cosine"
 
-    Defaults are the paper's or its released code's where the comment says nothing else.
+    Defaults are the paper's or its released code's where the comment says nothing else. The four that say "measured" were
+    chosen on development cases (benchmarks/LOG.md); ``nnUNetTrainerCAML_paper`` has the paper's.
     """
 
-    #: weight of the sum of both networks' supervised losses
-    supervised_weight: float = 0.5
+    #: weight of the sum of both networks' supervised losses (nnU-Net's full weight; measured; paper: 0.5)
+    supervised_weight: float = 1.0
     #: weight of the mutual consistency after the ramp-up
     lambda_c: float = 1.0
     #: weight of OCC after the ramp-up
     lambda_o: float = 0.05
-    #: ramp-up of both weights, as a fraction of all iterations (paper: 0.4 with 5 % labelled, 0.2 with 10 %, 0.15 with 20 %)
-    rampup_fraction: float = 0.2
-    #: first part of the training, as a fraction, in which both weights are 0 and the networks learn from labels alone (ours)
-    rampup_start_fraction: float = 0.0
+    #: first part of the training, as a fraction, in which both weights are 0 and the networks learn from labels alone
+    #: (measured; paper: 0)
+    rampup_start_fraction: float = 0.4
+    #: ramp-up of both weights, as a fraction of all iterations (measured; paper: 0.4 with 5 % labelled, 0.2 with 10 %,
+    #: 0.15 with 20 %)
+    rampup_fraction: float = 0.3
+    #: "labels": cross pseudo supervision on unlabelled patches (measured), or "sharpened", the paper's
+    consistency: str = "labels"
     #: temperature of the consistency targets
     sharpening_temperature: float = 0.1
     #: stop the gradient through the sharpened side; the released code does not
@@ -118,6 +124,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
 
     def initialize(self) -> None:
         """V, its optimiser and the loss by nnU-Net; then A, heads and memory, and a second optimiser of the same kind."""
+        check_consistency(self.consistency)
         self.unlabeled = UnlabeledDataset.create(self.plans_manager, self.configuration_name, self.dataset_json)
         check_labeled(self.unlabeled)
         super().initialize()
@@ -215,7 +222,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         cases = UnlabeledCases(infer_dataset_class(folder)(folder, names, previous))
         unlabeled = like(labeled, unlabeled_loader(labeled_loader(labeled), cases))
         next(unlabeled)  # starts the workers, as nnU-Net does with its own
-        return PairedBatches(labeled, unlabeled), validation
+        return PairedBatches(labeled, unlabeled, lambda: any(self.current_weights())), validation
 
     # ---------------------------------------------------------------- training
 
@@ -261,17 +268,16 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         return self.lambda_c * factor, self.lambda_o * factor
 
     def train_step(self, batch: dict) -> dict:
-        """One step on a labelled and an unlabelled batch.
+        """One step on a labelled and an unlabelled batch; on a labelled one alone while the unlabelled losses weigh nothing.
 
         Args:
-            batch: As from :class:`PairedBatches`: ``data`` ``(B, C, *patch)``, ``target``, ``keys`` and ``unlabeled``
-                ``(B, C, *patch)``.
+            batch: As from :class:`PairedBatches`: ``data`` ``(B, C, *patch)``, ``target``, ``keys`` and, if there is use for
+                it, ``unlabeled`` ``(B, C, *patch)``.
 
         Returns:
             Values for the log. ``loss`` is V's supervised loss, which compares to nnU-Net's validation loss.
         """
-        labeled = batch["data"].to(self.device, non_blocking=True)
-        unlabeled = batch["unlabeled"].to(self.device, non_blocking=True)
+        images = torch.cat([batch[k].to(self.device, non_blocking=True) for k in ("data", "unlabeled") if k in batch])
         target = batch["target"]
         if isinstance(target, list):
             target = [t.to(self.device, non_blocking=True) for t in target]
@@ -282,7 +288,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             optimizer.zero_grad(set_to_none=True)
         # as in nnUNetTrainer.train_step: mixed precision on CUDA only
         with autocast("cuda") if self.device.type == "cuda" else dummy_context():
-            losses, counts = self.losses(torch.cat((labeled, unlabeled)), target, list(batch["keys"]))
+            losses, counts = self.losses(images, target, list(batch["keys"]))
         lambda_c, lambda_o = self.current_weights()
         total = (
             self.supervised_weight * (losses["loss"] + losses["loss_a"])
@@ -300,7 +306,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         """All losses of one step, unweighted, and the agreement of V and A.
 
         Args:
-            images: ``(B_l + B_u, C, *patch)``, labelled first.
+            images: ``(B_l + B_u, C, *patch)``, labelled first; ``B_u`` may be 0.
             target: Of the labelled half; a list with deep supervision, highest resolution first.
             cases: Identifiers of the labelled half.
 
@@ -322,10 +328,9 @@ class nnUNetTrainerCAML(nnUNetTrainer):
             "correlation": zero,
             "row_peak": zero,
         }
-        if self.lambda_c:
-            losses["consistency"] = consistency_loss(
-                full_v, full_a, self.sharpening_temperature, self.labels.regions, self.detach_consistency_target
-            )
+        has_unlabeled = len(images) > n
+        if self.lambda_c and has_unlabeled:
+            losses["consistency"] = self.mutual_consistency(full_v, full_a, n)
         predicted_v, confidence = self.labels.predicted(full_v)
         predicted_a, _ = self.labels.predicted(full_a)
         if self.lambda_o:
@@ -337,10 +342,20 @@ class nnUNetTrainerCAML(nnUNetTrainer):
                 predicted_a[:n],
                 target[0] if isinstance(target, list) else target,
             )
+        if self.lambda_o and has_unlabeled:
             losses["correlation"], losses["row_peak"] = self.caml.correlate(
                 features_v[n:], features_a[n:], predicted_v[n:], predicted_a[n:], confidence[n:]
             )
         return losses, agreement_counts(predicted_v[n:], predicted_a[n:], self.labels.num_classes)
+
+    def mutual_consistency(self, logits_v: Tensor, logits_a: Tensor, n: int) -> Tensor:
+        """The loss that :attr:`consistency` names, of logits ``(n + B_u, K, *patch)``."""
+        if self.consistency == "labels":
+            whole = self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss
+            return cross_pseudo_loss(logits_v[n:], logits_a[n:], whole, self.labels)
+        return consistency_loss(
+            logits_v, logits_a, self.sharpening_temperature, self.labels.regions, self.detach_consistency_target
+        )
 
     def update(self, total: Tensor) -> None:
         """Backward pass and one step of both optimisers. V, A and the heads are each clipped by themselves."""

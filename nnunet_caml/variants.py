@@ -11,7 +11,6 @@ __all__ = [
     "nnUNetTrainerCAML_250epochs",
     "nnUNetTrainerCAML_50epochs",
     "nnUNetTrainerCAML_5epochs",
-    "nnUNetTrainerCAML_lateStart",
     "nnUNetTrainerCAML_noCMA",
     "nnUNetTrainerCAML_noCMA_noOCC",
     "nnUNetTrainerCAML_noOCC",
@@ -68,19 +67,6 @@ class nnUNetTrainerCAML_250epochs(nnUNetTrainerCAML):
     epochs = 250
 
 
-class nnUNetTrainerCAML_lateStart(nnUNetTrainerCAML):
-    """For short trainings: the networks learn from labels alone first, with nnU-Net's full weight.
-
-    With the paper's settings the consistency gains weight before a short training has found all classes, and then each
-    network's mistakes are the other's targets. Here V learns as plain nnU-Net does for the first 40 % of the training.
-    """
-
-    supervised_weight = 1.0
-    rampup_start_fraction = 0.4
-    rampup_fraction = 0.3
-    detach_consistency_target = True
-
-
 class nnUNetTrainerCAML_noCMA(nnUNetTrainerCAML):
     """Ablation: A without cross-sample mutual attention."""
 
@@ -111,6 +97,7 @@ class nnUNetTrainerCAML_paper(nnUNetTrainerCAML):
     lambda_o = 0.05
     rampup_fraction = 0.2
     rampup_start_fraction = 0.0
+    consistency = "sharpened"
     sharpening_temperature = 0.1
     detach_consistency_target = False
     attention = True

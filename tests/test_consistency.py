@@ -1,10 +1,15 @@
 """Sharpening, mutual consistency and ramp-up."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import nn
 
-from nnunet_caml.consistency import consistency_loss, rampup, sharpen
+from nnunet_caml.consistency import consistency_loss, cross_pseudo_loss, rampup, sharpen
+from nnunet_caml.labels import LabelSpace
 
 logits = st.tuples(st.integers(1, 3), st.integers(2, 5), st.integers(1, 5), st.integers(1, 5)).map(
     lambda s: torch.randn(s, dtype=torch.float64) * 3
@@ -60,3 +65,40 @@ def test_ramp_up_is_over_at_its_length():
     assert rampup(0, 0) == 1
     assert rampup(5, 5) == 1
     assert 0 < rampup(0, 10) < rampup(5, 10) < 1
+
+
+SPACES = {
+    "labels": LabelSpace(3),
+    "ignore": LabelSpace(3, ignore_label=3, has_ignore=True),
+    "regions": LabelSpace(3, regions=True),
+    "regions and ignore": LabelSpace(3, regions=True, has_ignore=True),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_cross_pseudo_supervision_with_nnunets_losses(name: str):
+    """Labels are the other's predictions, all of them count, and the gradient is that of a loss with fixed labels."""
+    labels = SPACES[name]
+    loss: nn.Module
+    if labels.regions:
+        loss = DC_and_BCE_loss({}, {}, use_ignore_label=labels.has_ignore, dice_class=MemoryEfficientSoftDiceLoss)
+    else:
+        loss = DC_and_CE_loss({}, {}, ignore_label=labels.ignore_label, dice_class=MemoryEfficientSoftDiceLoss)
+    v, a = torch.randn(2, 2, 3, 5, 4, dtype=torch.float64).unbind(0)
+    for x in (v, a):
+        classes, annotated = labels.target(labels.as_target(x))
+        assert annotated.all()
+        assert torch.equal(classes, labels.predicted(x)[0])
+    v.requires_grad_()
+    cross_pseudo_loss(v, a, loss, labels).backward()
+    w = v.detach().clone().requires_grad_()
+    (loss(w, labels.as_target(a)) / 2).backward()
+    assert v.grad is not None
+    assert v.grad.any()
+    torch.testing.assert_close(v.grad, w.grad)
+    same = (
+        100 * (2 * labels.as_target(v)[:, :3].double() - 1)
+        if labels.regions
+        else 100 * nn.functional.one_hot(v.argmax(1), 3).movedim(-1, 1).double()
+    )
+    assert cross_pseudo_loss(same, same, loss, labels) < -0.99

@@ -8,6 +8,7 @@ from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import find_objects
 from torch._dynamo import OptimizedModule
@@ -89,6 +90,14 @@ def test_cascade():
         *("predicted", "target_shape", "output_file", "plans_manager", "configuration_manager", "properties_dict"),
         *("dataset_json_dict_or_file", "num_threads_torch", "dataset_class"),
     ]
+
+
+def test_deep_supervision_keeps_the_loss_of_one_resolution():
+    def whole(x: float, y: float) -> float:
+        return x * y
+
+    assert DeepSupervisionWrapper(whole, [1]).loss is whole
+    assert "DeepSupervisionWrapper(loss, weights)" in source(nnUNetTrainer._build_loss)
 
 
 def test_compiled_modules():

@@ -126,6 +126,57 @@ def test_every_loss_reaches_the_parameters_it_should(make_trainer):
         assert touched == expected, name
 
 
+def test_cross_pseudo_supervision_is_nnunets_loss_under_the_others_labels(make_trainer):
+    trainer = make_trainer()
+    trainer.consistency = "labels"
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    outputs = []
+    for network in (trainer.network, trainer.caml.auxiliary):
+        network.register_forward_hook(lambda _module, _args, output: outputs.append(output[0]))
+    images = torch.cat((batch["data"], batch["unlabeled"]))
+    losses, _ = trainer.losses(images, batch["target"], list(batch["keys"]))
+    v, a = (o[len(batch["data"]) :] for o in outputs)
+    whole = trainer.loss.loss
+    expected = (whole(v, a.argmax(1, keepdim=True)) + whole(a, v.argmax(1, keepdim=True))) / 2
+    torch.testing.assert_close(losses["consistency"], expected)
+    losses["consistency"].backward()
+    for network in (trainer.network, trainer.caml.auxiliary):
+        assert any(p.grad.any() for p in network.encoder.parameters() if p.grad is not None)
+
+
+def test_an_unknown_consistency_is_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.consistency = "hard"
+    with pytest.raises(ValueError, match=r"consistency must be one of \('sharpened', 'labels'\), got 'hard'"):
+        trainer.on_train_start()
+
+
+def test_while_they_weigh_nothing_no_unlabelled_patch_is_loaded(make_trainer):
+    trainer = make_trainer()
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.rampup_start_fraction = 2, 4, 0.5
+    trainer.memory_per_class = 8
+    drawn, steps = [], []
+    loaders, step = trainer.get_dataloaders, trainer.train_step
+
+    def counting() -> tuple:
+        train, validation = loaders()
+        following = train.unlabeled
+        train.unlabeled = (drawn.append(trainer.iteration) or batch for batch in following)
+        return train, validation
+
+    trainer.get_dataloaders = counting
+    trainer.train_step = lambda batch: steps.append(result := step(batch)) or result
+    trainer.run_training()
+    assert drawn == [4, 5, 6, 7]
+    assert [result["consistency"] > 0 for result in steps] == [False] * 4 + [True] * 4
+    first, second = trainer.logger.get_value("caml_agreement", step=None)
+    assert np.isnan(first)
+    assert np.isfinite(second)
+    assert "agreement" not in next(Path(trainer.output_folder).glob("training_log*")).read_text().split("Epoch 1")[0]
+
+
 def test_variants_are_what_their_names_say():
     for name in variants.__all__:
         assert issubclass(getattr(variants, name), nnUNetTrainerCAML)

@@ -26,6 +26,7 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerCAML):
     supervised_weight = 1.0
     lambda_c = 0.1
     lambda_o = 0.0
+    rampup_start_fraction = 0.0
     rampup_fraction = 0.4
     #: decay of the moving average, once the training is long enough for it
     decay: float = 0.99

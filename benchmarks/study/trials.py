@@ -1,36 +1,72 @@
 """Changes of the method that are on trial, as trainers that a study can name. What came out is in LOG.md."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunet_caml.loading import labeled_loader
-from nnunet_caml.variants import nnUNetTrainerCAML_lateStart
+from nnunet_caml.variants import nnUNetTrainerCAML_paper
 
-__all__ = ["nnUNetTrainerCAML_crossPseudo", "nnUNetTrainerCAML_views"]
+__all__ = [
+    "nnUNetTrainerCAML_crossPseudo",
+    "nnUNetTrainerCAML_crossPseudoMirrored",
+    "nnUNetTrainerCAML_crossPseudoViews",
+    "nnUNetTrainerCAML_lateStart",
+    "nnUNetTrainerCAML_mirrored",
+    "nnUNetTrainerCAML_views",
+]
+
+
+class nnUNetTrainerCAML_lateStart(nnUNetTrainerCAML_paper):
+    """The paper's consistency, but the networks learn from labels alone first, with nnU-Net's full weight.
+
+    With the paper's settings the consistency gains weight before a short training has found all classes, and then each
+    network's mistakes are the other's targets. Here V learns as plain nnU-Net does for the first 40 % of the training.
+    """
+
+    supervised_weight = 1.0
+    rampup_start_fraction = 0.4
+    rampup_fraction = 0.3
+    detach_consistency_target = True
+    max_filtered_share = 0.0128
 
 
 class TwoViews:
-    """nnU-Net's augmentation of an image and its copy: the same geometry, but intensities changed channel by channel.
-
-    Most of nnU-Net's transforms of intensity draw for each channel, so a copy in further channels is a second view.
+    """nnU-Net's augmentation with the same geometry for two views of an image, one after the other in the channels.
 
     Args:
-        transforms: nnU-Net's.
+        transforms: nnU-Net's; those of intensity alone are applied to each view by itself.
+        clean: The second view keeps its intensities.
     """
 
-    def __init__(self, transforms: Any) -> None:
-        self.transforms = transforms
+    def __init__(self, transforms: ComposeTransforms, clean: bool = False) -> None:
+        self.transforms = transforms.transforms
+        self.clean = clean
 
     def __call__(self, **data: Any) -> dict:
+        channels = len(data["image"])
         data["image"] = data["image"].repeat(2, *[1] * (data["image"].ndim - 1))
-        return self.transforms(**data)
+        for transform in self.transforms:
+            if not isinstance(getattr(transform, "transform", transform), ImageOnlyTransform):
+                data = transform(**data)
+                continue
+            views = list(data["image"].split(channels))
+            for i in range(1 if self.clean else 2):
+                views[i] = transform(image=views[i])["image"]
+            data["image"] = torch.cat(views)
+        return data
 
 
 class nnUNetTrainerCAML_views(nnUNetTrainerCAML_lateStart):
     """V and A see the unlabelled patches with intensities augmented differently. Not for cascades, not for masked images."""
+
+    #: A sees unlabelled patches with their own intensities
+    clean_view: bool = False
 
     def get_dataloaders(self) -> tuple:
         """Unlabelled batches with twice the channels.
@@ -42,7 +78,7 @@ class nnUNetTrainerCAML_views(nnUNetTrainerCAML_lateStart):
             raise NotImplementedError("nnUNetTrainerCAML_views needs nnUNet_n_proc_DA=0 (run_study.py --workers 0).")
         train, validation = super().get_dataloaders()
         loader = labeled_loader(train.unlabeled)
-        loader.transforms = TwoViews(loader.transforms)
+        loader.transforms = TwoViews(loader.transforms, self.clean_view)
         if not getattr(self, "_views_hooked", False):
             for module, view in ((self.network, 0), (self.caml.auxiliary, 1)):
                 module.register_forward_pre_hook(self._choose(view))
@@ -60,34 +96,55 @@ class nnUNetTrainerCAML_views(nnUNetTrainerCAML_lateStart):
 
     def train_step(self, batch: dict) -> dict:
         """Labelled patches are the same in both views."""
+        if "unlabeled" not in batch:
+            return super().train_step(batch)
         return super().train_step({**batch, "data": torch.cat([batch["data"]] * 2, 1)})
 
 
-class nnUNetTrainerCAML_crossPseudo(nnUNetTrainerCAML_lateStart):
-    """In place of the mean squared difference: nnU-Net's loss of each network under the other's labels, on unlabelled patches.
+class Mirrored:
+    """A feature tap that gives what ``change`` makes of the features."""
 
-    Cross pseudo supervision (Chen et al., CVPR 2021), with the ramp-up and the memory of CAML.
-    """
+    def __init__(self, tap: Any, change: Callable[[Any], Any]) -> None:
+        self.take = lambda: change(tap.take())
+
+
+class nnUNetTrainerCAML_mirrored(nnUNetTrainerCAML_lateStart):
+    """A sees the unlabelled patches mirrored, along axes drawn for each step; what it gives is mirrored back."""
 
     def losses(self, images: Tensor, target: Any, cases: list[str]) -> tuple[dict[str, Tensor], Tensor]:
         """As the trainer's method of this name."""
         n = len(cases)
-        kept: dict[nn.Module, Tensor] = {}
+        if len(images) == n:
+            return super().losses(images, target, cases)
+        axes = [axis + 2 for axis in self.inference_allowed_mirroring_axes or () if torch.rand(()) < 0.5]
 
-        def keep(module: nn.Module, _args: tuple, output: Any) -> None:
-            kept[module] = (output if isinstance(output, Tensor) else output[0])[n:]
+        def mirror(x: Any) -> Any:
+            return [mirror(y) for y in x] if isinstance(x, list | tuple) else torch.cat((x[:n], x[n:].flip(axes)))
 
-        handles = [module.register_forward_hook(keep) for module in (self.network, self.caml.auxiliary)]
-        weight, self.lambda_c = self.lambda_c, 0.0
+        auxiliary, tap = self.caml.auxiliary, self.tap_a
+        handles = [
+            auxiliary.register_forward_pre_hook(lambda _module, args: (mirror(args[0]),)),
+            auxiliary.register_forward_hook(lambda _module, _args, output: mirror(output), prepend=True),
+        ]
+        mirrored: Any = Mirrored(tap, mirror)
+        self.tap_a = mirrored
         try:
-            losses, agreement = super().losses(images, target, cases)
+            return super().losses(images, target, cases)
         finally:
-            self.lambda_c = weight
+            self.tap_a = tap
             for handle in handles:
                 handle.remove()
-        loss = self.loss.loss if hasattr(self.loss, "weight_factors") else self.loss
-        v, a = kept[self.network], kept[self.caml.auxiliary]
-        labels_v, labels_a = (x.detach().argmax(1, keepdim=True) for x in (v, a))
-        # nnU-Net's loss is negative; its zero is where nothing is right
-        losses["consistency"] = (loss(v, labels_a) + loss(a, labels_v)) / 2
-        return losses, agreement
+
+
+class nnUNetTrainerCAML_crossPseudo(nnUNetTrainerCAML_lateStart):
+    """Cross pseudo supervision in place of the mean squared difference."""
+
+    consistency = "labels"
+
+
+class nnUNetTrainerCAML_crossPseudoViews(nnUNetTrainerCAML_views, nnUNetTrainerCAML_crossPseudo):
+    """Cross pseudo supervision between two views."""
+
+
+class nnUNetTrainerCAML_crossPseudoMirrored(nnUNetTrainerCAML_mirrored, nnUNetTrainerCAML_crossPseudo):
+    """Cross pseudo supervision between a patch and its mirror image."""

@@ -53,7 +53,7 @@ def main() -> None:
     box(ax, 7.0, 1.25, 2.1, 0.9, "predictions", "white", A, color=A)
     arrow(ax, (5.55, 4.8), (6.95, 4.8), V)
     arrow(ax, (5.55, 1.7), (6.95, 1.7), A)
-    box(ax, 6.85, 2.88, 2.4, 0.66, "mutual consistency $L_c$: each\nfollows the other, sharpened", LOSS, size=9)
+    box(ax, 6.85, 2.88, 2.4, 0.66, "mutual consistency $L_c$: each\nlearns the labels of the other", LOSS, size=9)
     arrow(ax, (8.05, 4.3), (8.05, 3.58), both=True)
     arrow(ax, (8.05, 2.2), (8.05, 2.84), both=True)
     box(ax, 6.85, 5.6, 2.4, 0.7, "$L_s$: nnU-Net's loss\non labelled patches", LOSS, size=9)

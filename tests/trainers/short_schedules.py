@@ -4,7 +4,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_caml.trainer import nnUNetTrainerCAML
-from nnunet_caml.variants import nnUNetTrainerCAML_sharedEncoder
+from nnunet_caml.variants import nnUNetTrainerCAML_paper, nnUNetTrainerCAML_sharedEncoder
 
 
 class Short:
@@ -26,11 +26,17 @@ class nnUNetTrainerShort(Short, nnUNetTrainer):
 
 
 class nnUNetTrainerCAMLShort(Short, nnUNetTrainerCAML):
+    """All losses weigh something from the first step on."""
+
+    rampup_start_fraction = 0.0
+
+
+class nnUNetTrainerCAMLShort_paper(Short, nnUNetTrainerCAML_paper):
     pass
 
 
 class nnUNetTrainerCAMLShort_sharedEncoder(Short, nnUNetTrainerCAML_sharedEncoder):
-    pass
+    rampup_start_fraction = 0.0
 
 
 class nnUNetTrainerCAMLOneEpoch(nnUNetTrainerCAML):
