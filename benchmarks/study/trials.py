@@ -10,30 +10,9 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunet_caml.loading import labeled_loader
-from nnunet_caml.variants import nnUNetTrainerCAML_paper
+from nnunet_caml.trainer import nnUNetTrainerCAML
 
-__all__ = [
-    "nnUNetTrainerCAML_crossPseudo",
-    "nnUNetTrainerCAML_crossPseudoMirrored",
-    "nnUNetTrainerCAML_crossPseudoViews",
-    "nnUNetTrainerCAML_lateStart",
-    "nnUNetTrainerCAML_mirrored",
-    "nnUNetTrainerCAML_views",
-]
-
-
-class nnUNetTrainerCAML_lateStart(nnUNetTrainerCAML_paper):
-    """The paper's consistency, but the networks learn from labels alone first, with nnU-Net's full weight.
-
-    With the paper's settings the consistency gains weight before a short training has found all classes, and then each
-    network's mistakes are the other's targets. Here V learns as plain nnU-Net does for the first 40 % of the training.
-    """
-
-    supervised_weight = 1.0
-    rampup_start_fraction = 0.4
-    rampup_fraction = 0.3
-    detach_consistency_target = True
-    max_filtered_share = 0.0128
+__all__ = ["nnUNetTrainerCAML_mirrored", "nnUNetTrainerCAML_views"]
 
 
 class TwoViews:
@@ -62,7 +41,7 @@ class TwoViews:
         return data
 
 
-class nnUNetTrainerCAML_views(nnUNetTrainerCAML_lateStart):
+class nnUNetTrainerCAML_views(nnUNetTrainerCAML):
     """V and A see the unlabelled patches with intensities augmented differently. Not for cascades, not for masked images."""
 
     #: A sees unlabelled patches with their own intensities
@@ -108,7 +87,7 @@ class Mirrored:
         self.take = lambda: change(tap.take())
 
 
-class nnUNetTrainerCAML_mirrored(nnUNetTrainerCAML_lateStart):
+class nnUNetTrainerCAML_mirrored(nnUNetTrainerCAML):
     """A sees the unlabelled patches mirrored, along axes drawn for each step; what it gives is mirrored back."""
 
     def losses(self, images: Tensor, target: Any, cases: list[str]) -> tuple[dict[str, Tensor], Tensor]:
@@ -134,17 +113,3 @@ class nnUNetTrainerCAML_mirrored(nnUNetTrainerCAML_lateStart):
             self.tap_a = tap
             for handle in handles:
                 handle.remove()
-
-
-class nnUNetTrainerCAML_crossPseudo(nnUNetTrainerCAML_lateStart):
-    """Cross pseudo supervision in place of the mean squared difference."""
-
-    consistency = "labels"
-
-
-class nnUNetTrainerCAML_crossPseudoViews(nnUNetTrainerCAML_views, nnUNetTrainerCAML_crossPseudo):
-    """Cross pseudo supervision between two views."""
-
-
-class nnUNetTrainerCAML_crossPseudoMirrored(nnUNetTrainerCAML_mirrored, nnUNetTrainerCAML_crossPseudo):
-    """Cross pseudo supervision between a patch and its mirror image."""
