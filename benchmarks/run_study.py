@@ -14,7 +14,7 @@ from threading import Event
 
 from nnunet_caml.conversion.errors import ConversionError
 from nnunet_caml.demo.commands import CommandError
-from study import data, report, runs
+from study import data, kept, report, runs
 from study.commands import Workspace
 from study.description import Run, Study, StudyError, read_study
 from study.schedules import write_trainers
@@ -37,6 +37,12 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     parser.add_argument("--plan", action="store_true", help="say what would be done and how long it takes, and stop")
     parser.add_argument("--report", action="store_true", help="report what is there, run nothing")
+    parser.add_argument(
+        "--with-kept", action="store_true", help="report: with the figures in benchmarks/results for runs that are not here"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="write the figures of finished runs to benchmarks/results, and stop"
+    )
     options = parser.parse_args()
     path = Path(options.study)
     if not path.is_file() and (STUDIES / f"{options.study}.json").is_file():
@@ -50,10 +56,12 @@ def main() -> int:
         selected = select(study, options.arms, options.labeled, options.subsets)
         if options.plan:
             print(report.plan(study, work, selected, options.jobs))
-        elif options.report:
-            print(report.write(study, work))
+        elif options.keep:
+            print(f"{len(kept.keep(study, work))} files written to {kept.KEPT / study.name}.")
         else:
-            run(study, work, selected, options.jobs)
+            if not options.report:
+                run(study, work, selected, options.jobs)
+            print(report.write(study, work, kept.KEPT if options.with_kept else None, selected if options.report else None))
     except (StudyError, CommandError, ConversionError) as error:
         print(f"run_study.py: {error}", file=sys.stderr)
         return 1
@@ -87,7 +95,7 @@ def select(
 
 
 def run(study: Study, work: Workspace, selected: list[Run], jobs: int) -> None:
-    """Does all that is left to do, ``jobs`` runs side by side, and reports."""
+    """Does all that is left to do, ``jobs`` runs side by side."""
     write_trainers(study, work.trainers)
     data.prepare(study, work, selected)
     runs.time_arms(study, work, selected)
@@ -114,7 +122,6 @@ def run(study: Study, work: Workspace, selected: list[Run], jobs: int) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    print(report.write(study, work))
 
 
 if __name__ == "__main__":

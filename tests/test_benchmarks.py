@@ -19,7 +19,8 @@ from run_study import select
 from study import report
 from study.commands import Workspace
 from study.data import add_configuration, dataset_name
-from study.description import Arm, Configuration, Data, Study, StudyError, read_study
+from study.description import Arm, Configuration, Data, Run, Study, StudyError, read_study
+from study.kept import keep
 from study.metrics import measure, read_metrics
 from study.runs import metrics_file
 from study.schedules import trainer_name, write_trainers
@@ -166,6 +167,46 @@ def test_table_and_figures(tmp_path: Path):
     report.figures.learning_curve(s, report.case_means(results), tmp_path / "curve.png")
     report.figures.arms(s, report.case_means(results), tmp_path / "arms.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def write_figures(work: Workspace, run: Run, dice: list[float]) -> None:
+    """Figures made up here, of cases with one class."""
+    lines = ["case,class,dice,jaccard,hd95_mm,asd_mm,hd95_voxels,asd_voxels"]
+    lines += [f"c{i},organ,{d},0.5,3.0,1.0,3.0,nan" for i, d in enumerate(dice)]
+    file = metrics_file(work, run)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("\n".join(lines) + "\n")
+
+
+def test_kept_figures_stand_in_for_runs_that_are_not_here(tmp_path: Path):
+    s, there, here = study(labeled=(4, 8)), Workspace(tmp_path / "there", tmp_path), Workspace(tmp_path / "here", tmp_path)
+    four, eight = (next(r for r in s.runs() if r.arm.name == "labelled only" and r.labeled == n) for n in (4, 8))
+    write_figures(there, four, [0.111111, 0.5])
+    write_figures(there, eight, [0.2, 0.6])
+    write_figures(here, eight, [0.3, 0.7])
+    assert len(keep(s, there, tmp_path / "kept")) == 2
+    key = ("labelled only", 4, four.subset, four.seed)
+    assert key not in report.collect(s, here)
+    found = report.collect(s, here, tmp_path / "kept")
+    assert [row["dice"] for row in found[key]] == [0.1111, 0.5]
+    assert math.isnan(found[key][0]["asd_voxels"])
+    assert [row["dice"] for row in found["labelled only", 8, eight.subset, eight.seed]] == [0.3, 0.7], "its own come first"
+    assert list(report.collect(s, here, tmp_path / "kept", [four])) == [key]
+    assert "0.306" in report.write(s, Workspace(tmp_path / "nothing", tmp_path), tmp_path / "kept")
+
+
+def test_a_p_compares_the_same_subsets(tmp_path: Path):
+    """An arm that has one more subset than the first arm is compared on those that both have."""
+    s, work = study(labeled=(4,), subsets=(0, 1)), Workspace(tmp_path, tmp_path)
+    truth = np.random.default_rng(0).uniform(0.6, 0.8, 12)
+    for run in s.runs():
+        if run.arm.name == "labelled only" and run.subset == 0:
+            write_figures(work, run, list(truth))
+        if run.arm.name == "CAML":
+            write_figures(work, run, list(truth + (0.0 if run.subset == 0 else 0.1)))
+    lines = report.table(s, work, report.collect(s, work)).splitlines()
+    row = next(line for line in lines if line.startswith("| CAML |"))
+    assert row.split("|")[10].strip() == "-", "no difference on subset 0, which is all that both have"
 
 
 @pytest.fixture

@@ -138,7 +138,13 @@ def _draw_log(axes: Any, study: Study, logs: list[tuple[Run, dict]], key: str) -
 
 def gallery(study: Study, work: Workspace, means: Means, path: Path) -> None:
     """Best, median and worst case of the last arm that is no upper bound, and what the other arms make of them."""
-    candidates = [run for run in study.runs() if not run.arm.all_labels and metrics_file(work, run).is_file()]
+    candidates = [
+        run
+        for run in study.runs()
+        if not run.arm.all_labels
+        and (run.arm.name, run.labeled, run.subset, run.seed) in means
+        and metrics_file(work, run).is_file()
+    ]
     if not candidates:
         return
     chosen = candidates[-1]

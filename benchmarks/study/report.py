@@ -11,6 +11,7 @@ from scipy import stats
 from study import figures
 from study.commands import Workspace
 from study.description import Run, Study
+from study.kept import kept_file
 from study.metrics import METRICS, read_metrics
 from study.runs import is_done, iteration_seconds, metrics_file, read_cost
 
@@ -38,14 +39,20 @@ def plan(study: Study, work: Workspace, selected: list[Run], jobs: int) -> str:
     return "\n".join(lines)
 
 
-def write(study: Study, work: Workspace) -> str:
+def write(study: Study, work: Workspace, kept: Path | None = None, selected: list[Run] | None = None) -> str:
     """Writes ``report/`` and returns the table.
 
     ``cases.csv`` has every case of every run, ``summary.md`` the table, the pictures are named after what they show.
+
+    Args:
+        study: What was compared.
+        work: Where it was run.
+        kept: Folder of kept figures, which stand in for runs that are not finished here.
+        selected: In the tables, the learning curve and the bars; all runs, if not given.
     """
     folder = work.folder / "report"
     folder.mkdir(exist_ok=True)
-    results = collect(study, work)
+    results = collect(study, work, kept, selected)
     if not results:
         return "No run is finished yet."
     _write_csv(folder / "cases.csv", results)
@@ -59,12 +66,16 @@ def write(study: Study, work: Workspace) -> str:
     return f"{text}\n\nMore in {folder}"
 
 
-def collect(study: Study, work: Workspace) -> dict[tuple[str, int | None, int, int], list[dict[str, Any]]]:
+def collect(
+    study: Study, work: Workspace, kept: Path | None = None, selected: list[Run] | None = None
+) -> dict[tuple[str, int | None, int, int], list[dict[str, Any]]]:
     """Rows of all finished runs by arm, number of labelled cases, subset and seed; A's under ``"ARM (A)"``."""
     results = {}
-    for run in study.runs():
+    for run in study.runs() if selected is None else selected:
         for auxiliary in (False, True) if run.arm.auxiliary else (False,):
             path = metrics_file(work, run, auxiliary)
+            if kept is not None and not path.is_file():
+                path = kept_file(study, work, run, auxiliary, kept)
             if path.is_file():
                 name = f"{run.arm.name} (A)" if auxiliary else run.arm.name
                 results[name, run.labeled, run.subset, run.seed] = read_metrics(path)
@@ -121,10 +132,10 @@ def table(study: Study, work: Workspace, results: dict) -> str:
         per_case = {metric: over_runs(means[metric], keys) for metric in METRICS}
         per_run = [float(np.nanmean(list(means["dice"][key].values()))) for key in keys]
         undefined = sum(1 for key in keys for row in results[key] if not np.isfinite(row["hd95_mm"]))
-        others = [(reference, labeled, *member) for member in members if (reference, labeled, *member) in results]
+        shared = [member for member in members if (reference, labeled, *member) in results]
         p = "-"
-        if others and arm != reference:
-            p = paired(over_runs(means["dice"], keys), over_runs(means["dice"], others))
+        if shared and arm != reference:
+            p = paired(*(over_runs(means["dice"], [(name, labeled, *m) for m in shared]) for name in (arm, reference)))
         cost = next((c for r in study.runs() if r.arm.name == arm and (c := read_cost(study, work, r))), None)
         cells = [arm, "all" if labeled is None else str(labeled), str(len(keys))]
         cells += [interval(list(per_case["dice"].values())), interval(per_run)]

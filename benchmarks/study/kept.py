@@ -1,0 +1,41 @@
+"""Figures of finished runs that are kept in the repository, so that its tables and pictures need no training."""
+
+import csv
+from pathlib import Path
+
+from study.commands import Workspace
+from study.description import Run, Study
+from study.metrics import COLUMNS, read_metrics
+from study.runs import metrics_file
+
+__all__ = ["KEPT", "keep", "kept_file"]
+
+KEPT = Path(__file__).resolve().parents[1] / "results"
+
+
+def kept_file(study: Study, work: Workspace, run: Run, auxiliary: bool = False, folder: Path = KEPT) -> Path:
+    """Where the figures of a run are kept, if they are."""
+    return folder / study.name / metrics_file(work, run, auxiliary).name
+
+
+def keep(study: Study, work: Workspace, folder: Path = KEPT) -> list[Path]:
+    """Writes the figures of all finished runs, to four decimals, into a folder of their study; those there are replaced.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for run in study.runs():
+        for auxiliary in (False, True) if run.arm.auxiliary else (False,):
+            source = metrics_file(work, run, auxiliary)
+            if not source.is_file():
+                continue
+            target = kept_file(study, work, run, auxiliary, folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(COLUMNS)
+                for row in read_metrics(source):
+                    writer.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in row.values()])
+            written.append(target)
+    return written
