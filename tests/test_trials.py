@@ -74,3 +74,28 @@ def test_each_network_gets_its_view(make_trainer):
     assert np.isfinite(trainer.train_step(batch)["consistency"])
     for view, images in enumerate(inputs):
         assert torch.equal(images, torch.cat((batch["data"], batch["unlabeled"][:, view : view + 1])))
+
+
+def test_a_box_is_exchanged_and_put_back(make_trainer):
+    """V sees each voxel of a pair of patches once, in its place, and what it gives is sorted out before the losses."""
+    trainer = started(make_trainer, trials.nnUNetTrainerCAML_exchanged)
+    batch = next(trainer.dataloader_train)
+    images, n = torch.cat((batch["data"], batch["unlabeled"])), len(batch["data"])
+    seen, inside, outside = [], [], []
+    trainer.network.encoder.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone()))
+    trainer.network.decoder.register_forward_hook(lambda _module, _args, output: inside.extend(output))
+    trainer.network.register_forward_hook(lambda _module, _args, output: outside.extend(output))
+    trainer.losses(images, batch["target"], list(batch["keys"]))
+    moved = (seen[0] != images).flatten(1).float().mean(1)
+    assert (moved > 0.15).all()
+    assert (moved < 0.5).all()
+    kept = seen[0] == images
+    swapped = torch.cat((images[n:], images[:n]))
+    assert torch.equal(torch.where(kept, images, swapped), seen[0])
+    assert len(inside) == len(outside) > 1
+    for a, b in zip(inside, outside, strict=True):
+        other = torch.cat((a[n:], a[:n]))
+        assert ((b == a) | (b == other)).all()
+        share = ((b != a).any(1)).flatten(1).float().mean(1)
+        torch.testing.assert_close(share, moved, atol=0.1, rtol=0)
+    assert not trainer.network._forward_pre_hooks

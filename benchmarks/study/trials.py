@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnunet_caml.loading import labeled_loader
 from nnunet_caml.trainer import nnUNetTrainerCAML
 
-__all__ = ["nnUNetTrainerCAML_mirrored", "nnUNetTrainerCAML_views"]
+__all__ = ["nnUNetTrainerCAML_exchanged", "nnUNetTrainerCAML_mirrored", "nnUNetTrainerCAML_views"]
 
 
 class TwoViews:
@@ -80,36 +80,95 @@ class nnUNetTrainerCAML_views(nnUNetTrainerCAML):
         return super().train_step({**batch, "data": torch.cat([batch["data"]] * 2, 1)})
 
 
-class Mirrored:
+class Changed:
     """A feature tap that gives what ``change`` makes of the features."""
 
     def __init__(self, tap: Any, change: Callable[[Any], Any]) -> None:
         self.take = lambda: change(tap.take())
 
 
-class nnUNetTrainerCAML_mirrored(nnUNetTrainerCAML):
-    """A sees the unlabelled patches mirrored, along axes drawn for each step; what it gives is mirrored back."""
+class nnUNetTrainerCAML_changed(nnUNetTrainerCAML):
+    """Networks see the patches through a change of their own that is undone in what they give, so the losses never know.
+
+    The change of :meth:`involution` is its own inverse. Not for a shared encoder, not for several processes.
+    """
+
+    #: the networks that see the patches changed: "v", "a" or "va"
+    changed: str = "a"
+
+    def involution(self, images: Tensor, n: int) -> Callable[[Tensor], Tensor]:
+        """A change drawn for one step and one network.
+
+        Args:
+            images: ``(2 n, C, *patch)``, labelled first.
+            n: Number of labelled patches.
+
+        Returns:
+            A function of ``(2 n, C', *spatial)`` at any resolution of the network's outputs.
+        """
+        raise NotImplementedError
 
     def losses(self, images: Tensor, target: Any, cases: list[str]) -> tuple[dict[str, Tensor], Tensor]:
         """As the trainer's method of this name."""
         n = len(cases)
         if len(images) == n:
             return super().losses(images, target, cases)
-        axes = [axis + 2 for axis in self.inference_allowed_mirroring_axes or () if torch.rand(()) < 0.5]
-
-        def mirror(x: Any) -> Any:
-            return [mirror(y) for y in x] if isinstance(x, list | tuple) else torch.cat((x[:n], x[n:].flip(axes)))
-
-        auxiliary, tap = self.caml.auxiliary, self.tap_a
-        handles = [
-            auxiliary.register_forward_pre_hook(lambda _module, args: (mirror(args[0]),)),
-            auxiliary.register_forward_hook(lambda _module, _args, output: mirror(output), prepend=True),
-        ]
-        mirrored: Any = Mirrored(tap, mirror)
-        self.tap_a = mirrored
+        taps = {"tap_v": self.tap_v, "tap_a": self.tap_a}
+        handles = []
+        for network, name in ((self.network, "v"), (self.caml.auxiliary, "a")):
+            if name not in self.changed:
+                continue
+            change = everywhere(self.involution(images, n))
+            handles += [
+                network.register_forward_pre_hook(lambda _module, args, change=change: (change(args[0]),)),
+                network.register_forward_hook(lambda _module, _args, output, change=change: change(output), prepend=True),
+            ]
+            setattr(self, f"tap_{name}", Changed(taps[f"tap_{name}"], change))
         try:
             return super().losses(images, target, cases)
         finally:
-            self.tap_a = tap
+            for name, tap in taps.items():
+                setattr(self, name, tap)
             for handle in handles:
                 handle.remove()
+
+
+def everywhere(change: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    """``change`` for a tensor, or for each of a list of them."""
+    return lambda x: [change(y) for y in x] if isinstance(x, list | tuple) else change(x)
+
+
+class nnUNetTrainerCAML_mirrored(nnUNetTrainerCAML_changed):
+    """A sees the unlabelled patches mirrored, along axes drawn for each step."""
+
+    def involution(self, images: Tensor, n: int) -> Callable[[Tensor], Tensor]:
+        """Mirrors the unlabelled half."""
+        axes = [axis + 2 for axis in self.inference_allowed_mirroring_axes or () if torch.rand(()) < 0.5]
+        return lambda x: torch.cat((x[:n], x[n:].flip(axes)))
+
+
+class nnUNetTrainerCAML_exchanged(nnUNetTrainerCAML_changed):
+    """A labelled and an unlabelled patch exchange a box, as in bidirectional copy-paste (Bai et al., CVPR 2023).
+
+    The box is two thirds of the patch along each axis, as there. Its faces lie between voxels of the coarsest output.
+    """
+
+    changed = "v"
+
+    def involution(self, images: Tensor, n: int) -> Callable[[Tensor], Tensor]:
+        """Exchanges a box at a random place between sample ``i`` and ``n + i``."""
+        spatial = images.shape[2:]
+        depth = len(self._get_deep_supervision_scales() or [1]) - 1
+        grid = [max(1, size >> depth) for size in spatial]
+        sides = [max(1, round(2 * cells / 3)) for cells in grid]
+        starts = [int(torch.randint(cells - side + 1, ())) for cells, side in zip(grid, sides, strict=True)]
+        shares = [(a / c, (a + b) / c) for a, b, c in zip(starts, sides, grid, strict=True)]
+
+        def exchange(x: Tensor) -> Tensor:
+            box = tuple(slice(round(a * size), round(b * size)) for (a, b), size in zip(shares, x.shape[2:], strict=True))
+            labeled, unlabeled = (slice(0, n), slice(None), *box), (slice(n, 2 * n), slice(None), *box)
+            result = x.clone()
+            result[labeled], result[unlabeled] = x[unlabeled], x[labeled]
+            return result
+
+        return exchange
