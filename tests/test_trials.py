@@ -99,3 +99,36 @@ def test_a_box_is_exchanged_and_put_back(make_trainer):
         share = ((b != a).any(1)).flatten(1).float().mean(1)
         torch.testing.assert_close(share, moved, atol=0.1, rtol=0)
     assert not trainer.network._forward_pre_hooks
+
+
+def test_labels_are_those_of_averaged_networks(make_trainer):
+    """Both networks learn the labels of networks that lag behind them, and that a mirrored view does not move."""
+    trainer = started(make_trainer, trials.nnUNetTrainerCAML_averaged)
+    trainer.decay = 0.75
+    batch = next(trainer.dataloader_train)
+    networks = (trainer.network, trainer.caml.auxiliary)
+    before = [[p.clone() for p in average.parameters()] for average in trainer._averages]
+    trainer.train_step(batch)
+    for average, network, old in zip(trainer._averages, networks, before, strict=True):
+        for p, was, now in zip(average.parameters(), old, network.parameters(), strict=True):
+            torch.testing.assert_close(p, 0.75 * was + 0.25 * now)
+
+    trainer.mirrored = False
+    unlabeled = batch["unlabeled"]
+    with torch.no_grad():
+        mean = sum(torch.softmax(average(unlabeled)[0], 1) for average in trainer._averages)
+    assert torch.equal(trainer._labels(unlabeled), mean.argmax(1, keepdim=True))
+    seen = []
+    trainer.loss.loss.register_forward_hook(lambda _module, args, _output: seen.append(args[1]))
+    images, n = torch.cat((batch["data"], unlabeled)), len(batch["data"])
+    trainer.losses(images, batch["target"], list(batch["keys"]))
+    assert sum(torch.equal(target, trainer._labels(unlabeled)) for target in seen if len(target) == n) == 2
+
+    trainer.mirrored = True
+    inputs = []
+    trainer._averages[0].encoder.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].clone()))
+    for _ in range(12):
+        trainer._labels(unlabeled)
+    axes = [c for k in range(4) for c in combinations((2, 3, 4), k)]
+    found = {next(c for c in axes if torch.equal(x, unlabeled.flip(c))) for x in inputs}
+    assert len(found) > 3

@@ -1,6 +1,7 @@
 """Changes of the method that are on trial, as trainers that a study can name. What came out is in LOG.md."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
+from nnunet_caml.consistency import at_least_float32
 from nnunet_caml.loading import labeled_loader
+from nnunet_caml.networks import unwrap
 from nnunet_caml.trainer import nnUNetTrainerCAML
 
-__all__ = ["nnUNetTrainerCAML_exchanged", "nnUNetTrainerCAML_mirrored", "nnUNetTrainerCAML_views"]
+__all__ = ["nnUNetTrainerCAML_averaged", "nnUNetTrainerCAML_exchanged", "nnUNetTrainerCAML_mirrored", "nnUNetTrainerCAML_views"]
 
 
 class TwoViews:
@@ -172,3 +175,52 @@ class nnUNetTrainerCAML_exchanged(nnUNetTrainerCAML_changed):
             return result
 
         return exchange
+
+
+class nnUNetTrainerCAML_averaged(nnUNetTrainerCAML):
+    """V and A learn the same labels, those of the mean of both networks' moving averages, each of which sees them mirrored.
+
+    Not for a shared encoder, not for several processes; the averages are lost where a training is continued.
+    """
+
+    #: decay of the moving averages, once the training is long enough for it
+    decay: float = 0.99
+    #: the averages see the patches mirrored along axes drawn for each step
+    mirrored: bool = True
+
+    def initialize(self) -> None:
+        """As the trainer's, and copies of both networks for their averages."""
+        super().initialize()
+        networks = (self.network, self.caml.auxiliary)
+        self._averages = [deepcopy(unwrap(network)).requires_grad_(False).eval() for network in networks]
+
+    @torch.no_grad()
+    def _labels(self, images: Tensor) -> Tensor:
+        total: Any = 0.0
+        for network in self._averages:
+            axes = [axis + 2 for axis in self.inference_allowed_mirroring_axes or () if torch.rand(()) < 0.5 and self.mirrored]
+            output = network(images.flip(axes))
+            logits = at_least_float32(output[0] if isinstance(output, list | tuple) else output).flip(axes)
+            total = total + (torch.sigmoid(logits) - 0.5 if self.labels.regions else torch.softmax(logits, 1))
+        return self.labels.as_target(total)
+
+    def losses(self, images: Tensor, target: Any, cases: list[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """As the trainer's method of this name."""
+        if len(images) > len(cases):
+            self._taught = self._labels(images[len(cases) :])
+        return super().losses(images, target, cases)
+
+    def mutual_consistency(self, logits_v: Tensor, logits_a: Tensor, n: int) -> Tensor:
+        """Mean of both networks' supervised losses on the averages' labels."""
+        whole = getattr(self.loss, "loss", self.loss)
+        return (whole(logits_v[n:], self._taught) + whole(logits_a[n:], self._taught)) / 2
+
+    def update(self, total: Tensor) -> None:
+        """A step of both networks, and the averages after it."""
+        super().update(total)
+        decay = min(self.decay, 1 - 1 / (self.iteration + 2))
+        with torch.no_grad():
+            for average, network in zip(self._averages, (self.network, self.caml.auxiliary), strict=True):
+                pairs = zip(average.parameters(), unwrap(network).parameters(), strict=True)
+                for a, b in pairs:
+                    a.lerp_(b, 1 - decay)
