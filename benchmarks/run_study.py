@@ -43,6 +43,11 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help="write the figures of finished runs to benchmarks/results, and stop"
     )
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="measure on the test cases instead of the development cases, once, when all choices are made",
+    )
     options = parser.parse_args()
     path = Path(options.study)
     if not path.is_file() and (STUDIES / f"{options.study}.json").is_file():
@@ -50,14 +55,21 @@ def main() -> int:
     shared = options.shared or Path(os.environ.get("NNUNET_CAML_SHARED", "../shared")) / "data"
     try:
         study = read_study(path)
+        if options.test and not study.data.development:
+            raise StudyError(f"--test: {study.name} has no development cases, it is measured on the test cases anyway.")
         work = Workspace(
-            options.output or Path("study_output") / study.name, shared, options.device, options.threads, options.workers
+            options.output or Path("study_output") / study.name,
+            shared,
+            options.device,
+            options.threads,
+            options.workers,
+            options.test,
         )
         selected = select(study, options.arms, options.labeled, options.subsets)
         if options.plan:
             print(report.plan(study, work, selected, options.jobs))
         elif options.keep:
-            print(f"{len(kept.keep(study, work))} files written to {kept.KEPT / study.name}.")
+            print(f"{len(kept.keep(study, work))} files written to {kept.KEPT / work.measured(study.name).name}.")
         else:
             if not options.report:
                 run(study, work, selected, options.jobs)

@@ -20,9 +20,9 @@ from study import report
 from study.commands import Workspace
 from study.data import add_configuration, dataset_name
 from study.description import Arm, Configuration, Data, Run, Study, StudyError, read_study
-from study.kept import keep
+from study.kept import keep, kept_file
 from study.metrics import measure, read_metrics
-from study.runs import metrics_file
+from study.runs import measured_data, metrics_file
 from study.schedules import trainer_name, write_trainers
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -73,6 +73,14 @@ def test_a_wrong_study_is_a_sentence(tmp_path: Path, change: dict, words: str):
         read_study(file)
 
 
+def test_an_entry_that_is_there_twice_is_a_sentence(tmp_path: Path):
+    text = (BENCHMARKS / "studies" / "hippocampus_cpu.json").read_text(encoding="utf-8")
+    file = tmp_path / "twice.json"
+    file.write_text(text.replace('"CAML, paper"', '"CAML"'), encoding="utf-8")
+    with pytest.raises(StudyError, match="'CAML' is there twice"):
+        read_study(file)
+
+
 def test_the_upper_bound_is_run_once_and_pseudo_labels_last():
     arms = (
         Arm("pseudo", "nnUNetTrainer", pseudo_labels_from="plain"),
@@ -93,6 +101,20 @@ def test_a_part_of_a_study():
     assert [(run.arm.name, run.labeled, run.subset) for run in part] == [("CAML", 8, 1)]
     with pytest.raises(StudyError, match="--labeled 5: the study s has 4, 8"):
         select(s, labeled=[5])
+
+
+def test_figures_of_test_cases_are_apart(tmp_path: Path):
+    """A model chosen on development cases is measured on the source's test cases, in files of their own."""
+    s = study(data=Data("decathlon.py", "x", development=2))
+    development, test = (Workspace(tmp_path, tmp_path, test=test) for test in (False, True))
+    run = s.runs()[0]
+    assert metrics_file(development, run) != metrics_file(test, run)
+    assert kept_file(s, development, run) != kept_file(s, test, run)
+    assert measured_data(s, development, run).name.endswith("_Labeled4Subset0")
+    assert measured_data(s, test, run).name.endswith("_WholeSource")
+    write_figures(test, run, [0.5, 0.7])
+    assert report.collect(s, development) == {}
+    assert ", test cases." in report.table(s, test, report.collect(s, test))
 
 
 def test_trainers_are_what_the_study_says(tmp_path: Path, monkeypatch):

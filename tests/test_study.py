@@ -49,6 +49,11 @@ def write_source(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
 
 
+def read_cases(file: Path) -> list[str]:
+    with file.open(encoding="utf-8") as rows:
+        return [row["case"] for row in csv.DictReader(rows)]
+
+
 @pytest.mark.slow
 def test_every_kind_of_arm_and_a_kill(tmp_path: Path):
     write_source(tmp_path / "source" / "Task01_Blobs")
@@ -88,3 +93,11 @@ def test_every_kind_of_arm_and_a_kill(tmp_path: Path):
         assert (output / "report" / name).stat().st_size > 0
     again = subprocess.run([*command, "--plan"], capture_output=True, encoding="utf-8")
     assert "5 runs of 40 iterations, 5 of them done" in again.stdout
+
+    trained = {f: f.stat().st_mtime_ns for f in folder.rglob("checkpoint_final.pth")}
+    final = subprocess.run([*command, "--test"], capture_output=True, encoding="utf-8")
+    assert final.returncode == 0, final.stdout + final.stderr
+    assert trained == {f: f.stat().st_mtime_ns for f in folder.rglob("checkpoint_final.pth")}, "nothing is trained again"
+    cases = [set(read_cases(output / report / "cases.csv")) for report in ("report", "report_test")]
+    assert len(cases[0]) == len(cases[1]) == 2
+    assert not cases[0] & cases[1]

@@ -39,13 +39,17 @@ class Workspace:
         device: ``cpu`` or ``cuda``.
         threads: Of torch in each command, on a CPU.
         workers: Processes that load data; 0 loads in the training process itself.
+        test: Models of a study with development cases are measured on the test cases instead.
     """
 
-    def __init__(self, folder: Path, shared: Path, device: str = "cpu", threads: int = 1, workers: int = 0) -> None:
+    def __init__(
+        self, folder: Path, shared: Path, device: str = "cpu", threads: int = 1, workers: int = 0, test: bool = False
+    ) -> None:
         self.folder = folder.resolve()
         self.shared = shared.resolve()
         self.device = device
         self.workers = workers
+        self.test = test
         self.began = monotonic()
         self._lock = threading.Lock()
         self.trainers = self.folder / "trainers"
@@ -63,6 +67,10 @@ class Workspace:
                 "OMP_WAIT_POLICY": "PASSIVE",
                 "STUDY_THREADS": str(threads),
             }
+
+    def measured(self, name: str) -> Path:
+        """Folder for what depends on the cases that models are measured on."""
+        return self.folder / (f"{name}_test" if self.test else name)
 
     @property
     def raw(self) -> Path:

@@ -16,6 +16,8 @@ from study.description import Configuration, Run, Study
 __all__ = ["dataset_name", "prepare", "pseudo_labeled"]
 
 READY = ".ready"
+#: where the test cases of a study with development cases are
+WHOLE = "WholeSource"
 
 
 def dataset_name(study: Study, run: Run) -> str:
@@ -38,7 +40,7 @@ def prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
             plan_and_preprocess(study, work, name)
         return
     if data.development:
-        base = "WholeSource"
+        base = WHOLE
     _make(work, base, data.converter, source, "--labeled", "all", *data.arguments)
     if data.development:
         _make(

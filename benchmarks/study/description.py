@@ -156,7 +156,7 @@ def read_study(path: Path) -> Study:
         StudyError: It is missing, no JSON, or an entry is unknown, missing or impossible.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise StudyError(f"{path} cannot be read: give a study file, such as those in benchmarks/studies.") from error
     except ValueError as error:
@@ -169,6 +169,16 @@ def read_study(path: Path) -> Study:
     study = _make(Study, content, str(path))
     _check(study, path)
     return study
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the file, whose last entry of a name would silently win otherwise."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} is there twice")
+        found[key] = value
+    return found
 
 
 def _make(kind: type, content: dict[str, Any], where: str) -> Any:

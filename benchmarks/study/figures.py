@@ -12,7 +12,7 @@ import torch
 
 from study.commands import Workspace
 from study.description import Run, Study
-from study.runs import metrics_file, model_folder
+from study.runs import measured_data, metrics_file, model_folder
 
 __all__ = ["arms", "gallery", "learning_curve", "saturation", "training_curves"]
 
@@ -154,8 +154,7 @@ def gallery(study: Study, work: Workspace, means: Means, path: Path) -> None:
         return
     picked = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
     siblings = [r for r in candidates if (r.labeled, r.subset, r.seed) == (chosen.labeled, chosen.subset, chosen.seed)]
-    name = "AllLabels" if chosen.labeled is None else f"Labeled{chosen.labeled}Subset{chosen.subset}"
-    raw = work.raw / work.dataset(name)
+    raw = measured_data(study, work, chosen)
     ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
     columns = ["image", "truth", *(run.arm.name for run in siblings)]
     figure, grid = plt.subplots(3, len(columns), figsize=(2.2 * len(columns), 6.8), layout="constrained", squeeze=False)
@@ -164,7 +163,7 @@ def gallery(study: Study, work: Workspace, means: Means, path: Path) -> None:
         truth = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "labelsTs" / f"{case}{ending}")))
         maps = [None, truth]
         for run in siblings:
-            file = work.folder / "predictions" / metrics_file(work, run).stem / f"{case}{ending}"
+            file = work.measured("predictions") / metrics_file(work, run).stem / f"{case}{ending}"
             maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(file))))
         level = int(np.argmax((truth > 0).sum((1, 2))))
         for axes, title, label in zip(row, columns, maps, strict=True):

@@ -15,7 +15,7 @@ KEPT = Path(__file__).resolve().parents[1] / "results"
 
 def kept_file(study: Study, work: Workspace, run: Run, auxiliary: bool = False, folder: Path = KEPT) -> Path:
     """Where the figures of a run are kept, if they are."""
-    return folder / study.name / metrics_file(work, run, auxiliary).name
+    return folder / work.measured(study.name).name / metrics_file(work, run, auxiliary).name
 
 
 def keep(study: Study, work: Workspace, folder: Path = KEPT) -> list[Path]:

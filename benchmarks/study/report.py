@@ -50,7 +50,7 @@ def write(study: Study, work: Workspace, kept: Path | None = None, selected: lis
         kept: Folder of kept figures, which stand in for runs that are not finished here.
         selected: In the tables, the learning curve and the bars; all runs, if not given.
     """
-    folder = work.folder / "report"
+    folder = work.measured("report")
     folder.mkdir(exist_ok=True)
     results = collect(study, work, kept, selected)
     if not results:
@@ -120,7 +120,7 @@ def table(study: Study, work: Workspace, results: dict) -> str:
     reference = study.arms[0].name
     lines = [
         f"{study.name}: {study.iterations} iterations, configuration {study.configuration.name}, last checkpoint, "
-        + ("development cases" if study.data.development else "test cases")
+        + ("development cases" if study.data.development and not work.test else "test cases")
         + ". Mean ± half of the 95 % interval; p: Wilcoxon signed rank test of the cases against "
         + f"{reference}, both averaged over subsets and seeds.",
         "",

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from study.commands import Workspace, training_watch
-from study.data import dataset_name, pseudo_labeled
+from study.data import WHOLE, dataset_name, pseudo_labeled
 from study.description import Arm, Run, Study
 from study.metrics import measure
 from study.schedules import COST, TIMING, trainer_name
 
-__all__ = ["execute", "is_done", "iteration_seconds", "metrics_file", "model_folder", "read_cost", "time_arms"]
+__all__ = ["execute", "is_done", "iteration_seconds", "measured_data", "metrics_file", "model_folder", "read_cost", "time_arms"]
 
 
 def metrics_file(work: Workspace, run: Run, auxiliary: bool = False) -> Path:
     """Where the figures of a run are."""
-    return work.folder / "metrics" / f"{run.name}{'-auxiliary' if auxiliary else ''}.csv"
+    return work.measured("metrics") / f"{run.name}{'-auxiliary' if auxiliary else ''}.csv"
 
 
 def is_done(work: Workspace, run: Run) -> bool:
@@ -54,16 +54,21 @@ def execute(study: Study, work: Workspace, run: Run) -> None:
     if run.arm.pseudo_labels_from is not None:
         _make_pseudo_labels(study, work, run)
     _train(study, work, run)
-    truth = work.raw / work.dataset(dataset_name(study, run))
+    truth = measured_data(study, work, run)
     description: dict[str, Any] = json.loads((truth / "dataset.json").read_text(encoding="utf-8"))
     classes = {k: v for k, v in description["labels"].items() if v != 0 and k != "ignore"}
     for auxiliary in (False, True) if run.arm.auxiliary else (False,):
         target = metrics_file(work, run, auxiliary)
         if target.is_file():
             continue
-        predictions = work.folder / "predictions" / target.stem
+        predictions = work.measured("predictions") / target.stem
         predict(study, work, run, truth / "imagesTs", predictions, "_auxiliary" if auxiliary else "")
         measure(predictions, truth / "labelsTs", classes, description["file_ending"], target)
+
+
+def measured_data(study: Study, work: Workspace, run: Run) -> Path:
+    """Raw data set whose ``imagesTs`` and ``labelsTs`` a run is measured on."""
+    return work.raw / work.dataset(WHOLE if work.test else dataset_name(study, run))
 
 
 def _train(study: Study, work: Workspace, run: Run) -> None:

@@ -212,7 +212,7 @@ class nnUNetTrainerCAML_averaged(nnUNetTrainerCAML):
 
     def mutual_consistency(self, logits_v: Tensor, logits_a: Tensor, n: int) -> Tensor:
         """Mean of both networks' supervised losses on the averages' labels."""
-        whole = getattr(self.loss, "loss", self.loss)
+        whole: Any = getattr(self.loss, "loss", self.loss)
         return (whole(logits_v[n:], self._taught) + whole(logits_a[n:], self._taught)) / 2
 
     def update(self, total: Tensor) -> None:
