@@ -70,7 +70,8 @@ def lower_bound(trainer: Any) -> LowerBound:
             for module in auxiliary.modules():
                 if isinstance(module, AttentionLayer):
                     module.attention_dropout = 0.0  # takes the fused kernel, which keeps no attention weights, here too
-        images = torch.empty(2 * trainer.batch_size, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+        patches = (1 + trainer.unlabeled_per_labeled) * trainer.batch_size
+        images = torch.empty(patches, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
         skips: list[Tensor] = []
         vanilla.encoder.register_forward_hook(lambda _module, _args, output: skips.extend(output))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):

@@ -1,6 +1,6 @@
 """Unlabelled batches from nnU-Net's own loader, augmentation and worker processes.
 
-The unlabelled loader is a copy of the labelled one, with other cases: same patch sizes, transforms and batch size. Patches
+The unlabelled loader is a copy of the labelled one, with other cases: same patch sizes and transforms. Patches
 are drawn anywhere in the case, because nobody knows where its foreground is.
 """
 
@@ -40,9 +40,10 @@ def labeled_loader(augmenter: Any) -> nnUNetDataLoader:
     return augmenter.data_loader if isinstance(augmenter, SingleThreadedAugmenter) else augmenter.generator
 
 
-def unlabeled_loader(labeled: nnUNetDataLoader, cases: UnlabeledCases) -> nnUNetDataLoader:
-    """A loader like ``labeled`` that draws from ``cases``."""
+def unlabeled_loader(labeled: nnUNetDataLoader, cases: UnlabeledCases, per_labeled: int = 1) -> nnUNetDataLoader:
+    """A loader like ``labeled`` that draws from ``cases``, ``per_labeled`` times as many patches a batch."""
     loader = copy.copy(labeled)
+    loader.batch_size = per_labeled * labeled.batch_size
     loader._data = cases
     loader.indices = cases.identifiers
     loader.oversample_foreground_percent = 0.0

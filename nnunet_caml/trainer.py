@@ -63,6 +63,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
     #: ramp-up of both weights, as a fraction of all iterations (measured; paper: 0.4 with 5 % labelled, 0.2 with 10 %,
     #: 0.15 with 20 %)
     rampup_fraction: float = 0.3
+    #: unlabelled patches per labelled one in a batch
+    unlabeled_per_labeled: int = 1
     #: "labels": cross pseudo supervision on unlabelled patches (measured), or "sharpened", the paper's
     consistency: str = "labels"
     #: temperature of the consistency targets
@@ -125,6 +127,8 @@ class nnUNetTrainerCAML(nnUNetTrainer):
     def initialize(self) -> None:
         """V, its optimiser and the loss by nnU-Net; then A, heads and memory, and a second optimiser of the same kind."""
         check_consistency(self.consistency)
+        if not isinstance(self.unlabeled_per_labeled, int) or self.unlabeled_per_labeled < 1:
+            raise ValueError(f"unlabeled_per_labeled must be a whole number from 1, got {self.unlabeled_per_labeled!r}")
         self.unlabeled = UnlabeledDataset.create(self.plans_manager, self.configuration_name, self.dataset_json)
         check_labeled(self.unlabeled)
         super().initialize()
@@ -220,7 +224,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
         labeled, validation = super().get_dataloaders()
         folder = str(self.unlabeled.folder)
         cases = UnlabeledCases(infer_dataset_class(folder)(folder, names, previous))
-        unlabeled = like(labeled, unlabeled_loader(labeled_loader(labeled), cases))
+        unlabeled = like(labeled, unlabeled_loader(labeled_loader(labeled), cases, self.unlabeled_per_labeled))
         next(unlabeled)  # starts the workers, as nnU-Net does with its own
         return PairedBatches(labeled, unlabeled, lambda: any(self.current_weights())), validation
 
@@ -272,7 +276,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
 
         Args:
             batch: As from :class:`PairedBatches`: ``data`` ``(B, C, *patch)``, ``target``, ``keys`` and, if there is use for
-                it, ``unlabeled`` ``(B, C, *patch)``.
+                it, ``unlabeled`` ``(B_u, C, *patch)``.
 
         Returns:
             Values for the log. ``loss`` is V's supervised loss, which compares to nnU-Net's validation loss.

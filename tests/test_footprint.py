@@ -56,6 +56,14 @@ def test_recomputed_activations_are_not_counted(make_trainer: Any):
     assert frugal.activations < 0.7 * plain.activations
 
 
+def test_more_unlabelled_patches_are_counted(make_trainer: Any):
+    trainer = make_trainer()
+    trainer.initialize()
+    once = footprint.lower_bound(trainer).activations
+    trainer.unlabeled_per_labeled = 3
+    assert footprint.lower_bound(trainer).activations == pytest.approx(2 * once, rel=0.05)
+
+
 def test_warning_names_need_device_and_ways_out():
     needed = footprint.LowerBound(GIB, 30 * GIB)
     assert footprint.describe(needed, None).endswith("needs at least 31.0 GiB.")

@@ -77,6 +77,24 @@ def test_continued_run_is_restored_bit_for_bit_and_ends_where_an_unbroken_one_do
     assert resumed.current_epoch == unbroken.current_epoch == 2
 
 
+def test_more_unlabelled_than_labelled_patches(make_trainer):
+    """The whole epoch is trained on them: CMA, consistency, memory and OCC take them as they come."""
+    trainer = make_trainer()
+    trainer.unlabeled_per_labeled = 3
+    trainer.rampup_start_fraction = 0.0
+    sizes = []
+    trainer.train_step = lambda batch: (
+        sizes.append((len(batch["data"]), len(batch["unlabeled"]))) or type(trainer).train_step(trainer, batch)
+    )
+    trainer.run_training()
+    n = trainer.batch_size
+    assert set(sizes) == {(n, 3 * n)}
+    assert np.isfinite(trainer.logger.get_value("caml_consistency", step=None)).all()
+    trainer.unlabeled_per_labeled = 0
+    with pytest.raises(ValueError, match="unlabeled_per_labeled must be a whole number from 1, got 0"):
+        trainer.initialize()
+
+
 def test_companion_of_another_run_is_not_used(make_trainer):
     trainer = make_trainer()
     trainer.num_epochs = 1

@@ -58,6 +58,16 @@ class Scheduled:
         np.random.seed(self.study_seed)
         torch.manual_seed(self.study_seed)
 
+    def initialize(self) -> None:
+        super().initialize()  # type: ignore[misc]
+        if self.device.type == "cpu":  # type: ignore[attr-defined]
+            # The same convolutions in four fifths of the time.
+            is_3d = len(self.configuration_manager.patch_size) == 3  # type: ignore[attr-defined]
+            layout = torch.channels_last_3d if is_3d else torch.channels_last
+            for network in (self.network, getattr(getattr(self, "caml", None), "auxiliary", None)):  # type: ignore[attr-defined]
+                if network is not None:
+                    network.to(memory_format=layout)
+
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = super().configure_optimizers()  # type: ignore[misc]
         if self.study_momentum is not None:
