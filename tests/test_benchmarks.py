@@ -22,8 +22,8 @@ from study.data import add_configuration, dataset_name
 from study.description import Arm, Configuration, Data, Run, Study, StudyError, read_study
 from study.kept import keep, kept_file
 from study.metrics import measure, read_metrics
-from study.runs import measured_data, metrics_file
-from study.schedules import trainer_name, write_trainers
+from study.runs import measured_data, metrics_file, model_folder
+from study.schedules import COST, trainer_name, write_trainers
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -206,7 +206,10 @@ def test_kept_figures_stand_in_for_runs_that_are_not_here(tmp_path: Path):
     write_figures(there, four, [0.111111, 0.5])
     write_figures(there, eight, [0.2, 0.6])
     write_figures(here, eight, [0.3, 0.7])
-    assert len(keep(s, there, tmp_path / "kept")) == 2
+    folder = model_folder(s, there, eight) / "fold_all"
+    folder.mkdir(parents=True)
+    (folder / COST).write_text(json.dumps({"step_s": 0.25, "training_s": 300, "peak_memory_bytes": 2**31}), encoding="utf-8")
+    assert len(keep(s, there, tmp_path / "kept")) == 3
     key = ("labelled only", 4, four.subset, four.seed)
     assert key not in report.collect(s, here)
     found = report.collect(s, here, tmp_path / "kept")
@@ -214,7 +217,9 @@ def test_kept_figures_stand_in_for_runs_that_are_not_here(tmp_path: Path):
     assert math.isnan(found[key][0]["asd_voxels"])
     assert [row["dice"] for row in found["labelled only", 8, eight.subset, eight.seed]] == [0.3, 0.7], "its own come first"
     assert list(report.collect(s, here, tmp_path / "kept", [four])) == [key]
-    assert "0.306" in report.write(s, Workspace(tmp_path / "nothing", tmp_path), tmp_path / "kept")
+    text = report.write(s, Workspace(tmp_path / "nothing", tmp_path), tmp_path / "kept")
+    assert "0.306" in text
+    assert [line.endswith("| 0.25 | 5 | 2.0 |") for line in text.splitlines() if "labelled only | " in line] == [False, True]
 
 
 def test_a_p_compares_the_same_subsets(tmp_path: Path):

@@ -1,14 +1,16 @@
 """Figures of finished runs that are kept in the repository, so that its tables and pictures need no training."""
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 from study.commands import Workspace
 from study.description import Run, Study
 from study.metrics import COLUMNS, read_metrics
-from study.runs import metrics_file
+from study.runs import metrics_file, read_cost
 
-__all__ = ["KEPT", "keep", "kept_file"]
+__all__ = ["KEPT", "keep", "kept_file", "known_cost"]
 
 KEPT = Path(__file__).resolve().parents[1] / "results"
 
@@ -18,8 +20,20 @@ def kept_file(study: Study, work: Workspace, run: Run, auxiliary: bool = False, 
     return folder / work.measured(study.name).name / metrics_file(work, run, auxiliary).name
 
 
+def known_cost(study: Study, work: Workspace, run: Run, folder: Path | None = None) -> dict[str, Any] | None:
+    """What a training cost, of a run that is here or, with ``folder``, that is kept."""
+    cost = read_cost(study, work, run)
+    if (
+        cost is None
+        and folder is not None
+        and (file := kept_file(study, work, run, folder=folder).with_suffix(".json")).is_file()
+    ):
+        cost = json.loads(file.read_text(encoding="utf-8"))
+    return cost
+
+
 def keep(study: Study, work: Workspace, folder: Path = KEPT) -> list[Path]:
-    """Writes the figures of all finished runs, to four decimals, into a folder of their study; those there are replaced.
+    """Writes figures, to four decimals, and costs of all finished runs into a folder of their study; those there are replaced.
 
     Returns:
         The files written.
@@ -38,4 +52,7 @@ def keep(study: Study, work: Workspace, folder: Path = KEPT) -> list[Path]:
                 for row in read_metrics(source):
                     writer.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in row.values()])
             written.append(target)
+            if not auxiliary and (cost := read_cost(study, work, run)):
+                target.with_suffix(".json").write_text(json.dumps(cost, indent=2) + "\n", encoding="utf-8")
+                written.append(target.with_suffix(".json"))
     return written

@@ -11,15 +11,15 @@ from scipy import stats
 from study import figures
 from study.commands import Workspace
 from study.description import Run, Study
-from study.kept import kept_file
+from study.kept import kept_file, known_cost
 from study.metrics import METRICS, read_metrics
-from study.runs import is_done, iteration_seconds, metrics_file, read_cost
+from study.runs import is_done, iteration_seconds, metrics_file
 
 __all__ = ["plan", "write"]
 
 HEADERS = [
     *("arm", "labelled", "runs", "Dice, over cases", "Dice, over runs", "Jaccard", "HD95 mm", "ASD mm", "undefined", "p"),
-    *("s/step", "peak GiB"),
+    *("s/step", "training min", "peak GiB"),
 ]
 
 
@@ -56,7 +56,7 @@ def write(study: Study, work: Workspace, kept: Path | None = None, selected: lis
     if not results:
         return "No run is finished yet."
     _write_csv(folder / "cases.csv", results)
-    text = table(study, work, results)
+    text = table(study, work, results, kept)
     (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
     figures.learning_curve(study, case_means(results), folder / "learning_curve.png")
     figures.arms(study, case_means(results), folder / "arms.png")
@@ -111,8 +111,8 @@ def interval(values: list[float]) -> str:
     return f"{v.mean():.3f} ± {half:.3f}"
 
 
-def table(study: Study, work: Workspace, results: dict) -> str:
-    """A Markdown table: one row per arm and number of labelled cases."""
+def table(study: Study, work: Workspace, results: dict, kept: Path | None = None) -> str:
+    """A Markdown table: a row per arm and number of labelled cases; costs are medians of the runs that have any."""
     means = {metric: case_means(results, metric) for metric in METRICS}
     groups = defaultdict(list)
     for arm, labeled, subset, seed in results:
@@ -136,14 +136,21 @@ def table(study: Study, work: Workspace, results: dict) -> str:
         p = "-"
         if shared and arm != reference:
             p = paired(*(over_runs(means["dice"], [(name, labeled, *m) for m in shared]) for name in (arm, reference)))
-        cost = next((c for r in study.runs() if r.arm.name == arm and (c := read_cost(study, work, r))), None)
         cells = [arm, "all" if labeled is None else str(labeled), str(len(keys))]
         cells += [interval(list(per_case["dice"].values())), interval(per_run)]
         cells += [interval(list(per_case[metric].values())) for metric in ("jaccard", "hd95_mm", "asd_mm")]
         cells += [str(undefined), p]
-        cells += [f"{cost['step_s']:.2f}", f"{cost['peak_memory_bytes'] / 2**30:.1f}"] if cost else ["-", "-"]
+        of_row = [r for r in study.runs() if (r.arm.name, r.labeled) == (arm, labeled) and (r.subset, r.seed) in members]
+        cells += costs([cost for r in of_row if (cost := known_cost(study, work, r, kept))])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def costs(known: list[dict[str, Any]]) -> list[str]:
+    """Cells of the table: seconds a step, minutes of training, GiB of memory, each the median."""
+    units = {"step_s": (1, ".2f"), "training_s": (60, ".0f"), "peak_memory_bytes": (2**30, ".1f")}
+    values = {key: [cost[key] for cost in known if key in cost] for key in units}
+    return [format(float(np.median(values[key])) / unit, form) if values[key] else "-" for key, (unit, form) in units.items()]
 
 
 def over_runs(means: dict, keys: list) -> dict[str, float]:

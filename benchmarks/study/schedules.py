@@ -94,6 +94,7 @@ class Scheduled:
         cost = {
             # with loading, and with nnU-Net's look at validation patches
             "iteration_s": last / self.num_iterations_per_epoch,
+            "training_s": float(np.sum(np.subtract(ended, started))),
             "step_s": self._step_s / max(1, (self.num_epochs - self._first_epoch) * self.num_iterations_per_epoch),
             "peak_memory_bytes": peak,
             "epochs_in_this_process": self.num_epochs - self._first_epoch,
