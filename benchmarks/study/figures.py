@@ -28,20 +28,26 @@ def _runs(means: Means) -> dict[str, dict[int | None, list[float]]]:
 
 
 def learning_curve(study: Study, means: Means, path: Path) -> None:
-    """Dice over the number of labelled cases, one line per arm; thin marks are single runs."""
+    """Dice over the number of labelled cases, one line per arm without A; short marks are single runs, beside the means."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for number, (arm, points) in enumerate(_runs(means).items()):
+    grouped = {arm: points for arm, points in _runs(means).items() if not arm.endswith(" (A)")}
+    drawn = sorted({n for points in grouped.values() for n in points if n is not None})
+    for number, (arm, points) in enumerate(grouped.items()):
         color = f"C{number}"
         if None in points:
-            axes.axhline(float(np.mean(points[None])), color=color, linestyle="--", label=f"{arm}, all labels")
+            axes.axhline(float(np.mean(points[None])), color=color, linestyle="--", label=arm)
         counts = sorted(n for n in points if n is not None)
         if counts:
-            axes.plot(counts, [np.mean(points[n]) for n in counts], "o-", color=color, label=arm)
+            beside = 1 + 0.02 * (number - len(grouped) / 2)
+            axes.plot([n * beside for n in counts], [np.mean(points[n]) for n in counts], "o-", color=color, label=arm)
             for n in counts:
-                axes.plot([n] * len(points[n]), points[n], "_", color=color, alpha=0.6)
+                axes.plot([n * beside] * len(points[n]), points[n], "_", color=color, alpha=0.7)
     axes.set_xlabel("labelled cases")
     axes.set_ylabel("Dice, mean of classes and cases")
-    axes.set_xticks(sorted(study.labeled))
+    if drawn:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(drawn, [str(n) for n in drawn])
+        axes.set_xlim(drawn[0] / 1.3, drawn[-1] * 1.3)
     axes.legend(fontsize=8)
     figure.suptitle(f"{study.name}, {study.iterations} iterations", fontsize=10)
     figure.savefig(path, dpi=150)
