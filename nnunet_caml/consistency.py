@@ -90,12 +90,6 @@ def cross_pseudo_loss(
     return (loss(logits_v, labels.as_target(logits_a)) + loss(logits_a, labels.as_target(logits_v))) / 2
 
 
-def check_consistency(kind: str) -> None:
-    """Raises ``ValueError`` unless ``kind`` is one of :data:`CONSISTENCIES`."""
-    if kind not in CONSISTENCIES:
-        raise ValueError(f"consistency must be one of {CONSISTENCIES}, got {kind!r}")
-
-
 def rampup(current: float, length: float) -> float:
     """``exp(-5 (1 - current / length)^2)`` while ``current < length``, then 1 (Laine and Aila, arXiv:1610.02242).
 

@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_caml import checkpoints, distributed, footprint, progress
 from nnunet_caml.cascade import predict_for_next_stage, with_previous_stage
 from nnunet_caml.checks import check_labeled
-from nnunet_caml.consistency import check_consistency, consistency_loss, cross_pseudo_loss, rampup
+from nnunet_caml.consistency import consistency_loss, cross_pseudo_loss, rampup
+from nnunet_caml.hyperparameters import Hyperparameters
 from nnunet_caml.labels import LabelSpace
 from nnunet_caml.learning import MutualLearning, agreement_counts
 from nnunet_caml.loading import PairedBatches, UnlabeledCases, labeled_loader, like, unlabeled_loader
@@ -39,70 +40,15 @@ from nnunet_caml.unlabeled import UnlabeledDataset
 __all__ = ["nnUNetTrainerCAML"]
 
 
-class nnUNetTrainerCAML(nnUNetTrainer):
+class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
     """Correlation-Aware Mutual Learning on nnU-Net's plans (Gao et al., MICCAI 2023, arXiv:2307.06312).
 
-    Every hyperparameter is a class attribute, so a subclass of two lines is a new trainer::
+    Every hyperparameter is a class attribute, see :class:`nnunet_caml.hyperparameters.Hyperparameters`, so a subclass of
+    two lines is a new trainer::
 
         class nnUNetTrainerCAML_cosine(nnUNetTrainerCAML):
             occ_similarity = "cosine"
-
-    Defaults are the paper's or its released code's where the comment says nothing else. The four that say "measured" were
-    chosen on development cases (benchmarks/LOG.md); ``nnUNetTrainerCAML_paper`` has the paper's.
     """
-
-    #: weight of the sum of both networks' supervised losses (nnU-Net's full weight; measured; paper: 0.5)
-    supervised_weight: float = 1.0
-    #: weight of the mutual consistency after the ramp-up
-    lambda_c: float = 1.0
-    #: weight of OCC after the ramp-up
-    lambda_o: float = 0.05
-    #: first part of the training, as a fraction, in which both weights are 0 and the networks learn from labels alone
-    #: (measured; paper: 0)
-    rampup_start_fraction: float = 0.4
-    #: ramp-up of both weights, as a fraction of all iterations (measured; paper: 0.4 with 5 % labelled, 0.2 with 10 %,
-    #: 0.15 with 20 %)
-    rampup_fraction: float = 0.3
-    #: unlabelled patches per labelled one in a batch
-    unlabeled_per_labeled: int = 1
-    #: "labels": cross pseudo supervision on unlabelled patches (measured), or "sharpened", the paper's
-    consistency: str = "labels"
-    #: temperature of the consistency targets
-    sharpening_temperature: float = 0.1
-    #: stop the gradient through the sharpened side; the released code does not
-    detach_consistency_target: bool = False
-    #: whether A has CMA
-    attention: bool = True
-    #: heads of CMA
-    attention_heads: int = 4
-    #: dropout of CMA
-    attention_dropout: float = 0.5
-    #: CMA sits at the encoder stage nearest to this reduction per axis
-    attention_downsampling: float = 8.0
-    #: width of projection and prediction heads and of the memory's embeddings
-    embedding_width: int = 64
-    #: "dot" or "cosine"
-    occ_similarity: str = "dot"
-    #: temperature of the correlation rows
-    occ_temperature: float = 0.1
-    #: most confident voxels per class that enter OCC
-    num_filtered: int = 12800
-    #: bound on those of all classes together (ours: what the paper has with its two classes)
-    max_filtered: int = 25600
-    #: the same bound as a share of the unlabelled voxels (ours: 25600 of the paper's 2 x 112 x 112 x 80)
-    max_filtered_share: float = 0.0128
-    #: embeddings drawn from the memory per class and step
-    memory_per_class: int = 256
-    #: bound on the stored embeddings of a class over all cases (ours; the released code keeps every voxel)
-    memory_max_rows_per_class: int = 65536
-    #: A uses V's encoder: cheaper (ours)
-    share_encoder: bool = False
-    #: less memory for more time: both networks compute inner activations again for the gradient (ours)
-    activation_checkpointing: bool = False
-    #: gradient norm to which V, A and the heads are clipped, each by itself (nnU-Net's)
-    clip_norm: float = 12.0
-    #: length of training in epochs; None is nnU-Net's 1000
-    epochs: int | None = None
 
     def __init__(
         self,
@@ -126,9 +72,7 @@ class nnUNetTrainerCAML(nnUNetTrainer):
 
     def initialize(self) -> None:
         """V, its optimiser and the loss by nnU-Net; then A, heads and memory, and a second optimiser of the same kind."""
-        check_consistency(self.consistency)
-        if not isinstance(self.unlabeled_per_labeled, int) or self.unlabeled_per_labeled < 1:
-            raise ValueError(f"unlabeled_per_labeled must be a whole number from 1, got {self.unlabeled_per_labeled!r}")
+        self.check_hyperparameters()
         self.unlabeled = UnlabeledDataset.create(self.plans_manager, self.configuration_name, self.dataset_json)
         check_labeled(self.unlabeled)
         super().initialize()

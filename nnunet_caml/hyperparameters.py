@@ -1,0 +1,136 @@
+"""The hyperparameters of :class:`nnunet_caml.trainer.nnUNetTrainerCAML`, and which values they may have.
+
+A wrong value would show late, OCC's for instance after 40 % of a training of days, so all are checked before it begins.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from nnunet_caml.consistency import CONSISTENCIES
+from nnunet_caml.correlation import SIMILARITIES
+
+__all__ = ["Hyperparameters"]
+
+
+class Hyperparameters:
+    """Class attributes of the trainer.
+
+    Defaults are the paper's or its released code's where the comment says nothing else. The four that say "measured" were
+    chosen on development cases (benchmarks/LOG.md); ``nnUNetTrainerCAML_paper`` has the paper's.
+    """
+
+    #: weight of the sum of both networks' supervised losses (nnU-Net's full weight; measured; paper: 0.5)
+    supervised_weight: float = 1.0
+    #: weight of the mutual consistency after the ramp-up
+    lambda_c: float = 1.0
+    #: weight of OCC after the ramp-up
+    lambda_o: float = 0.05
+    #: first part of the training, as a fraction, in which both weights are 0 and the networks learn from labels alone
+    #: (measured; paper: 0)
+    rampup_start_fraction: float = 0.4
+    #: ramp-up of both weights, as a fraction of all iterations (measured; paper: 0.4 with 5 % labelled, 0.2 with 10 %,
+    #: 0.15 with 20 %)
+    rampup_fraction: float = 0.3
+    #: unlabelled patches per labelled one in a batch
+    unlabeled_per_labeled: int = 1
+    #: "labels": cross pseudo supervision on unlabelled patches (measured), or "sharpened", the paper's
+    consistency: str = "labels"
+    #: temperature of the consistency targets
+    sharpening_temperature: float = 0.1
+    #: stop the gradient through the sharpened side; the released code does not
+    detach_consistency_target: bool = False
+    #: whether A has CMA
+    attention: bool = True
+    #: heads of CMA
+    attention_heads: int = 4
+    #: dropout of CMA
+    attention_dropout: float = 0.5
+    #: CMA sits at the encoder stage nearest to this reduction per axis
+    attention_downsampling: float = 8.0
+    #: width of projection and prediction heads and of the memory's embeddings
+    embedding_width: int = 64
+    #: "dot" or "cosine"
+    occ_similarity: str = "dot"
+    #: temperature of the correlation rows
+    occ_temperature: float = 0.1
+    #: most confident voxels per class that enter OCC
+    num_filtered: int = 12800
+    #: bound on those of all classes together (ours: what the paper has with its two classes)
+    max_filtered: int = 25600
+    #: the same bound as a share of the unlabelled voxels (ours: 25600 of the paper's 2 x 112 x 112 x 80)
+    max_filtered_share: float = 0.0128
+    #: embeddings drawn from the memory per class and step
+    memory_per_class: int = 256
+    #: bound on the stored embeddings of a class over all cases (ours; the released code keeps every voxel)
+    memory_max_rows_per_class: int = 65536
+    #: A uses V's encoder: cheaper (ours)
+    share_encoder: bool = False
+    #: less memory for more time: both networks compute inner activations again for the gradient (ours)
+    activation_checkpointing: bool = False
+    #: gradient norm to which V, A and the heads are clipped, each by itself (nnU-Net's)
+    clip_norm: float = 12.0
+    #: length of training in epochs; None is nnU-Net's 1000
+    epochs: int | None = None
+
+    def check_hyperparameters(self) -> None:
+        """Looks at all of them.
+
+        Raises:
+            ValueError: One has a value that it may not have; the message names it and says what it may be.
+        """
+        for name, (allowed, words) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not allowed(value):
+                raise ValueError(f"{type(self).__name__}.{name} must be {words}, got {value!r}")
+
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_WEIGHT: Rule = (lambda value: _is_number(value) and value >= 0, "a number from 0")
+_POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "a number above 0")
+_FRACTION: Rule = (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+_WHOLE: Rule = (_is_whole, "a whole number from 1")
+_SWITCH: Rule = (lambda value: isinstance(value, bool), "True or False")
+
+
+def _one_of(values: tuple[str, ...]) -> Rule:
+    return lambda value: value in values, f"one of {', '.join(map(repr, values))}"
+
+
+_ALLOWED: dict[str, Rule] = {
+    "supervised_weight": _WEIGHT,
+    "lambda_c": _WEIGHT,
+    "lambda_o": _WEIGHT,
+    "rampup_start_fraction": _FRACTION,
+    "rampup_fraction": _FRACTION,
+    "unlabeled_per_labeled": _WHOLE,
+    "consistency": _one_of(CONSISTENCIES),
+    "sharpening_temperature": _POSITIVE,
+    "detach_consistency_target": _SWITCH,
+    "attention": _SWITCH,
+    "attention_heads": _WHOLE,
+    "attention_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 and below 1"),
+    "attention_downsampling": (lambda value: _is_number(value) and value >= 1, "a number from 1"),
+    "embedding_width": _WHOLE,
+    "occ_similarity": _one_of(SIMILARITIES),
+    "occ_temperature": _POSITIVE,
+    "num_filtered": _WHOLE,
+    "max_filtered": _WHOLE,
+    "max_filtered_share": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0, at most 1"),
+    "memory_per_class": _WHOLE,
+    "memory_max_rows_per_class": _WHOLE,
+    "share_encoder": _SWITCH,
+    "activation_checkpointing": _SWITCH,
+    "clip_norm": _POSITIVE,
+    "epochs": (lambda value: value is None or _is_whole(value), "None or a whole number from 1"),
+}

@@ -1,0 +1,71 @@
+"""Hyperparameters: wrong ones are refused before anything is trained, and the README tells them as they are."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nnunet_caml import variants
+from nnunet_caml.hyperparameters import _ALLOWED, Hyperparameters
+from nnunet_caml.trainer import nnUNetTrainerCAML
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+NAMES = list(Hyperparameters.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("consistency", "hard", "one of 'sharpened', 'labels', got 'hard'"),
+        ("occ_similarity", "Cosine", "one of 'dot', 'cosine', got 'Cosine'"),
+        ("rampup_fraction", 40, "a number from 0 to 1, got 40"),
+        ("lambda_c", -1.0, "a number from 0, got -1.0"),
+        ("lambda_o", float("nan"), "a number from 0, got nan"),
+        ("supervised_weight", "1", "a number from 0, got '1'"),
+        ("occ_temperature", 0, "a number above 0, got 0"),
+        ("attention_dropout", 1.0, "a number from 0 and below 1, got 1.0"),
+        ("attention_downsampling", 0.125, "a number from 1, got 0.125"),
+        ("unlabeled_per_labeled", 0, "a whole number from 1, got 0"),
+        ("memory_per_class", 256.0, "a whole number from 1, got 256.0"),
+        ("max_filtered_share", 1.28, "a number above 0, at most 1, got 1.28"),
+        ("share_encoder", "no", "True or False, got 'no'"),
+        ("epochs", 0, "None or a whole number from 1, got 0"),
+    ],
+)
+def test_a_wrong_value_is_a_sentence(name: str, value: object, words: str):
+    class Mine(Hyperparameters):
+        pass
+
+    setattr(Mine, name, value)
+    with pytest.raises(ValueError, match=rf"^Mine\.{name} must be {re.escape(words)}$"):
+        Mine().check_hyperparameters()
+
+
+def test_every_one_of_them_is_looked_at():
+    assert sorted(_ALLOWED) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("trainer", [nnUNetTrainerCAML, *(getattr(variants, name) for name in variants.__all__)])
+def test_ours_are_right(trainer: type):
+    Hyperparameters.check_hyperparameters(trainer.__new__(trainer))
+
+
+def test_training_does_not_begin_with_a_wrong_one(make_trainer):
+    trainer = make_trainer()
+    trainer.occ_similarity = "cosinus"
+    with pytest.raises(ValueError, match="occ_similarity must be one of 'dot', 'cosine', got 'cosinus'"):
+        trainer.on_train_start()
+    assert trainer.network is None, "it is found before any network is built"
+
+
+def test_readme_has_the_defaults():
+    """Each row of the README's table names attributes and, in the same order, their values."""
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.+?) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    found = {}
+    for names, values in rows:
+        names = re.findall(r"`(\w+)`", names)
+        if set(names) <= set(NAMES):
+            found |= dict(zip(names, values.replace("`", "").split(", "), strict=True))
+    assert found == {name: str(getattr(Hyperparameters, name)).replace("'", "") for name in NAMES} | {
+        name: f'"{getattr(Hyperparameters, name)}"' for name in ("consistency", "occ_similarity")
+    }
