@@ -43,6 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     p = commands.add_parser("demo", help="train plain nnU-Net and CAML on a synthetic data set and compare them")
     p.add_argument("-o", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: demo_output")
     p.add_argument("-device", default=None, choices=["cpu", "cuda", "mps"], help="default: the best there is")
+    p.add_argument("-seed", type=int, default=2023, metavar="N", help="of the synthetic cases (default: 2023)")
+    p.add_argument(
+        "--narrow",
+        action="store_true",
+        help="label upright adults in an early phase only: unlike the other cases, which CAML cannot make up for",
+    )
     p.set_defaults(run=run_demo)
 
     options = parser.parse_args(arguments)
@@ -127,7 +133,7 @@ def run_demo(options: argparse.Namespace) -> int:
     """``nnunet-caml demo``."""
     from nnunet_caml.demo import run
 
-    return run(options.o, options.device)
+    return run(options.o, options.device, options.seed, options.narrow)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,16 @@ def test_cases_hold_all_organs(population):
             assert (case.label == value).sum() > 50
 
 
-def test_labelled_cases_are_part_of_everyone():
+def test_labelled_cases_may_be_unlike_the_others(tmp_path: Path):
+    """Those are drawn from the narrow part, and nothing else changes."""
+    for narrow, population in ((False, EVERYONE), (True, NARROW)):
+        folder = write_dataset(tmp_path / str(narrow), labeled=1, unlabeled=1, test=0, seed=7, narrow=narrow)
+        for file, number, expected in (("imagesTr/labeled_000", 0, population), (f"{RAW_FOLDER}/unlabeled_000", 1, EVERYONE)):
+            written = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{file}_0000.nii.gz")))
+            np.testing.assert_array_equal(written, draw_case(np.random.default_rng([7, number, 0]), expected).image)
+
+
+def test_the_narrow_part_is_part_of_everyone():
     for name, (low, high) in vars(NARROW).items():
         widest_low, widest_high = getattr(EVERYONE, name)
         assert widest_low <= low < high <= widest_high
@@ -239,6 +248,7 @@ def test_whole_demo(tmp_path, capfd):
     assert main(["demo", "-o", str(folder), "-device", "cpu"]) == 0
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert results["iterations"] == EPOCHS * ITERATIONS_PER_EPOCH
+    assert results["data"] == {"seed": 2023, "narrow": False}
     for trainer in ("nnU-Net", "CAML"):
         dice = results["dice"][trainer]
         assert len(dice["cases"]) == len(list((folder / "predictions" / trainer).glob("*.nii.gz"))) == 12

@@ -20,24 +20,27 @@ TEST_LABELS = "labelsTs"
 FILE_ENDING = ".nii.gz"
 
 
-def write_dataset(raw: Path, *, labeled: int = 4, unlabeled: int = 76, test: int = 12, seed: int = 2023) -> Path:
+def write_dataset(
+    raw: Path, *, labeled: int = 4, unlabeled: int = 76, test: int = 12, seed: int = 2023, narrow: bool = False
+) -> Path:
     """Writes the data set. The same arguments give the same voxels.
 
     The truth of unlabelled cases is never written, so nothing can read it by mistake.
 
     Args:
         raw: Becomes ``nnUNet_raw``.
-        labeled: Number of labelled cases, from :data:`nnunet_caml.demo.synthetic.NARROW`.
+        labeled: Number of labelled cases.
         unlabeled: Number of unlabelled cases, from :data:`nnunet_caml.demo.synthetic.EVERYONE`.
         test: Number of held-out cases, from the same.
         seed: Every case has a random generator of its own made from it, so more of one kind change nothing in the others.
+        narrow: Labelled cases are from :data:`nnunet_caml.demo.synthetic.NARROW` instead.
 
     Returns:
         The data set folder.
     """
     folder = raw / DATASET_NAME
     kinds = (
-        ("labeled", labeled, NARROW, "imagesTr", "labelsTr"),
+        ("labeled", labeled, NARROW if narrow else EVERYONE, "imagesTr", "labelsTr"),
         ("unlabeled", unlabeled, EVERYONE, RAW_FOLDER, None),
         ("test", test, EVERYONE, TEST_IMAGES, TEST_LABELS),
     )

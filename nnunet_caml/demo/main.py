@@ -26,12 +26,14 @@ NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PREDICTIONS, LOGS, FIGURE, RESULTS = "predictions", "logs", "comparison.png", "results.json"
 
 
-def run(output_folder: Path, device: str | None = None) -> int:
+def run(output_folder: Path, device: str | None = None, seed: int = 2023, narrow: bool = False) -> int:
     """Draws the data, runs nnU-Net's commands, and prints the comparison.
 
     Args:
         output_folder: Everything is written there.
         device: ``cpu``, ``cuda`` or ``mps``; by default the best there is.
+        seed: Of the synthetic cases.
+        narrow: See :func:`nnunet_caml.demo.dataset.write_dataset`.
 
     Returns:
         Exit status: 0, or 1 if a command failed.
@@ -47,7 +49,7 @@ def run(output_folder: Path, device: str | None = None) -> int:
     variables = environment(folder, device)
     terminal = CommandLine(variables, folder / LOGS, began=began)
     try:
-        seconds = _commands(folder, device, terminal)
+        seconds = _commands(folder, device, terminal, seed, narrow)
     except CommandError as error:
         print(f"\nThe demo stopped: {error}", flush=True)
         return 1
@@ -55,7 +57,7 @@ def run(output_folder: Path, device: str | None = None) -> int:
     scores = {name: score(folder / PREDICTIONS / name, raw / TEST_LABELS) for name in TRAINERS}
     _write_figure(folder, raw, scores)
     seconds["total"] = monotonic() - began
-    _write_results(folder / RESULTS, scores, seconds, device)
+    _write_results(folder / RESULTS, scores, seconds, device, {"seed": seed, "narrow": narrow})
     print(_summary(output_folder, scores, seconds, device), flush=True)
     return 0
 
@@ -112,15 +114,15 @@ def environment(folder: Path, device: str) -> dict[str, str]:
     return variables
 
 
-def _commands(folder: Path, device: str, terminal: CommandLine) -> dict[str, float]:
+def _commands(folder: Path, device: str, terminal: CommandLine, seed: int, narrow: bool) -> dict[str, float]:
     """Everything up to the predictions; returns the seconds that each part took."""
     iterations = EPOCHS * ITERATIONS_PER_EPOCH
     print(
         f"Demo on {device}: plain nnU-Net and CAML, {iterations} iterations each. Takes minutes; all output in {folder}\n\n"
-        "Synthetic data set: 4 labelled cases, all of them early-phase scans of upright adults; 76 unlabelled and 12 held-out\n"
-        "cases of every size and phase."
+        f"Synthetic data set of seed {seed}: 4 labelled, 76 unlabelled and 12 held-out cases of bodies of every size in every\n"
+        f"phase of a contrast agent{', but the labelled ones of upright adults in an early phase' if narrow else ''}."
     )
-    raw = write_dataset(folder / "nnUNet_raw")
+    raw = write_dataset(folder / "nnUNet_raw", seed=seed, narrow=narrow)
     print("\nThe commands below work in any terminal with these variables set:")
     for name, value in terminal.variables.items():
         if name in NNUNET_FOLDERS or name == "nnUNet_extTrainer":
@@ -171,10 +173,13 @@ def _write_figure(folder: Path, raw: Path, scores: Mapping[str, Scores]) -> None
     figure.write_figure(rows, folder / FIGURE)
 
 
-def _write_results(path: Path, scores: Mapping[str, Scores], seconds: dict[str, float], device: str) -> None:
+def _write_results(
+    path: Path, scores: Mapping[str, Scores], seconds: dict[str, float], device: str, data: Mapping[str, int | bool]
+) -> None:
     content = {
         "dice": {name: {**statistics(cases), "cases": cases} for name, cases in scores.items()},
         "iterations": EPOCHS * ITERATIONS_PER_EPOCH,
+        "data": data,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "device": device,
         "versions": {"nnunet_caml": nnunet_caml.__version__, "torch": torch.__version__},

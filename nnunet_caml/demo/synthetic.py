@@ -4,9 +4,9 @@ A case is drawn in two steps. The *anatomy*: ellipsoids with smoothly perturbed 
 spine and two vessels, all of them turned, scaled and bent together by one smooth deformation. The *scan*: every tissue has a
 brightness that changes with the phase of a contrast agent; then come texture, blur, a bias field, gamma and noise.
 
-Labelled cases come from a narrow part of what there is: adult size, upright, early phase, good image quality. Unlabelled
-and test cases come from all of it. So a network that sees the labelled cases only knows neither small bodies nor late
-phases, where the organs fade and the spleen, which is not to be segmented here, becomes brighter than the liver.
+Cases come from all there is (:data:`EVERYONE`), or the labelled ones from a narrow part of it (:data:`NARROW`): adult size,
+upright, early phase, good image quality. A network that sees these only knows neither small bodies nor late phases, where
+the organs fade and the spleen, which is not to be segmented here, becomes brighter than the liver.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Population:
     gamma: Range
 
 
-#: where labelled cases come from
+#: a part of :data:`EVERYONE`
 NARROW = Population(
     phase=(0.0, 0.2),
     scale=(0.97, 1.03),
@@ -64,7 +64,7 @@ NARROW = Population(
     gamma=(0.95, 1.05),
 )
 
-#: where unlabelled and test cases come from
+#: where cases come from
 EVERYONE = Population(
     phase=(0.0, 1.0),
     scale=(0.82, 1.08),
