@@ -50,6 +50,11 @@ def test_ours_are_right(trainer: type):
     Hyperparameters.check_hyperparameters(trainer.__new__(trainer))
 
 
+def test_the_papers_settings_do_not_hang_on_the_defaults():
+    ours = {"clip_norm", "epochs", "activation_checkpointing", "memory_max_rows_per_class"}
+    assert set(NAMES) - ours == set(vars(variants.nnUNetTrainerCAML_paper)) - {"__module__", "__doc__"}
+
+
 def test_training_does_not_begin_with_a_wrong_one(make_trainer):
     trainer = make_trainer()
     trainer.occ_similarity = "cosinus"
