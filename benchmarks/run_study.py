@@ -48,6 +48,11 @@ def main() -> int:
         action="store_true",
         help="measure on the test cases instead of the development cases, once, when all choices are made",
     )
+    parser.add_argument(
+        "--mirrored",
+        action="store_true",
+        help="measure what nnUNetv2_predict gives unless told otherwise, for a study that predicts without mirroring",
+    )
     options = parser.parse_args()
     path = Path(options.study)
     if not path.is_file() and (STUDIES / f"{options.study}.json").is_file():
@@ -57,14 +62,10 @@ def main() -> int:
         study = read_study(path)
         if options.test and not study.data.development:
             raise StudyError(f"--test: {study.name} has no development cases, it is measured on the test cases anyway.")
-        work = Workspace(
-            options.output or Path("study_output") / study.name,
-            shared,
-            options.device,
-            options.threads,
-            options.workers,
-            options.test,
-        )
+        if options.mirrored and study.test_time_augmentation:
+            raise StudyError(f"--mirrored: {study.name} predicts with mirroring anyway.")
+        output = options.output or Path("study_output") / study.name
+        work = Workspace(output, shared, options.device, options.threads, options.workers, options.test, options.mirrored)
         selected = select(study, options.arms, options.labeled, options.subsets)
         if options.plan:
             print(report.plan(study, work, selected, options.jobs))

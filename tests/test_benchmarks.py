@@ -115,6 +115,11 @@ def test_figures_of_test_cases_are_apart(tmp_path: Path):
     write_figures(test, run, [0.5, 0.7])
     assert report.collect(s, development) == {}
     assert ", test cases." in report.table(s, test, report.collect(s, test))
+    mirrored = Workspace(tmp_path, tmp_path, test=True, mirrored=True)
+    assert report.collect(s, mirrored) == {}
+    assert kept_file(s, mirrored, run).parent.name == "s_test_mirrored"
+    write_figures(mirrored, run, [0.6, 0.7])
+    assert ", test cases, mirrored in prediction." in report.table(s, mirrored, report.collect(s, mirrored))
 
 
 def test_trainers_are_what_the_study_says(tmp_path: Path, monkeypatch):

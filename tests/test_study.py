@@ -101,3 +101,10 @@ def test_every_kind_of_arm_and_a_kill(tmp_path: Path):
     cases = [set(read_cases(output / report / "cases.csv")) for report in ("report", "report_test")]
     assert len(cases[0]) == len(cases[1]) == 2
     assert not cases[0] & cases[1]
+
+    mirrored = subprocess.run([*command, "--mirrored"], capture_output=True, encoding="utf-8")
+    assert mirrored.returncode == 0, mirrored.stdout + mirrored.stderr
+    assert "mirrored in prediction" in mirrored.stdout
+    assert trained == {f: f.stat().st_mtime_ns for f in folder.rglob("checkpoint_final.pth")}, "nothing is trained again"
+    figures = [(output / report / "cases.csv").read_text(encoding="utf-8") for report in ("report", "report_mirrored")]
+    assert figures[0] != figures[1], "eight mirrored predictions averaged are not the plain one"

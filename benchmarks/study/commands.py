@@ -40,16 +40,25 @@ class Workspace:
         threads: Of torch in each command, on a CPU.
         workers: Processes that load data; 0 loads in the training process itself.
         test: Models of a study with development cases are measured on the test cases instead.
+        mirrored: Cases that models are measured on are predicted with mirroring, whatever the study says.
     """
 
     def __init__(
-        self, folder: Path, shared: Path, device: str = "cpu", threads: int = 1, workers: int = 0, test: bool = False
+        self,
+        folder: Path,
+        shared: Path,
+        device: str = "cpu",
+        threads: int = 1,
+        workers: int = 0,
+        test: bool = False,
+        mirrored: bool = False,
     ) -> None:
         self.folder = folder.resolve()
         self.shared = shared.resolve()
         self.device = device
         self.workers = workers
         self.test = test
+        self.mirrored = mirrored
         self.began = monotonic()
         self._lock = threading.Lock()
         self.trainers = self.folder / "trainers"
@@ -69,8 +78,8 @@ class Workspace:
             }
 
     def measured(self, name: str) -> Path:
-        """Folder for what depends on the cases that models are measured on."""
-        return self.folder / (f"{name}_test" if self.test else name)
+        """Folder for what depends on the cases that models are measured on, and on how these are predicted."""
+        return self.folder / "_".join([name, *["test"] * self.test, *["mirrored"] * self.mirrored])
 
     @property
     def raw(self) -> Path:

@@ -121,6 +121,7 @@ def table(study: Study, work: Workspace, results: dict, kept: Path | None = None
     lines = [
         f"{study.name}: {study.iterations} iterations, configuration {study.configuration.name}, last checkpoint, "
         + ("development cases" if study.data.development and not work.test else "test cases")
+        + (", mirrored in prediction" if work.mirrored else "")
         + ". Mean ± half of the 95 % interval; p: Wilcoxon signed rank test of the cases against "
         + f"{reference}, both averaged over subsets and seeds.",
         "",

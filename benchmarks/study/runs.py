@@ -62,7 +62,8 @@ def execute(study: Study, work: Workspace, run: Run) -> None:
         if target.is_file():
             continue
         predictions = work.measured("predictions") / target.stem
-        predict(study, work, run, truth / "imagesTs", predictions, "_auxiliary" if auxiliary else "")
+        mirrored = work.mirrored or study.test_time_augmentation
+        predict(study, work, run, truth / "imagesTs", predictions, mirrored, "_auxiliary" if auxiliary else "")
         measure(predictions, truth / "labelsTs", classes, description["file_ending"], target)
 
 
@@ -113,13 +114,13 @@ def read_cost(study: Study, work: Workspace, run: Run) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def predict(study: Study, work: Workspace, run: Run, images: Path, predictions: Path, suffix: str = "") -> None:
+def predict(study: Study, work: Workspace, run: Run, images: Path, predictions: Path, mirrored: bool, suffix: str = "") -> None:
     """Predicts all images of a folder with the last checkpoint."""
     trainer = trainer_name(run.arm, run.seed) + suffix
     command = ["nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-f", "all", "-tr", trainer]
     command += ["-d", str(work.dataset_id(training_data(study, run))), "-c", study.configuration.name]
     command += ["-p", plans_name(study), "-device", work.device, "-npp", "1", "-nps", "1"]
-    if not study.test_time_augmentation:
+    if not mirrored:
         command.append("--disable_tta")
     work.run(f"{run.name}{suffix}", command)
 
@@ -137,6 +138,6 @@ def _make_pseudo_labels(study: Study, work: Workspace, run: Run) -> None:
     if not done.is_file():
         shutil.rmtree(predictions, ignore_errors=True)
         unlabeled = work.raw / work.dataset(dataset_name(study, run)) / "imagesUn"
-        predict(study, work, first, unlabeled, predictions)
+        predict(study, work, first, unlabeled, predictions, study.test_time_augmentation)
         done.touch()
     pseudo_labeled(study, work, name, dataset_name(study, run), predictions)
