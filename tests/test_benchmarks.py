@@ -7,10 +7,12 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+import learning_curves
 import memory_table
 import process_memory
 import step_cost
@@ -194,6 +196,36 @@ def test_table_and_figures(tmp_path: Path):
     report.figures.learning_curve(s, report.case_means(results), tmp_path / "curve.png")
     report.figures.arms(s, report.case_means(results), tmp_path / "arms.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_learning_curves_of_kept_figures(tmp_path: Path):
+    """The README's picture: panels of several studies, from figures in the repository."""
+    picture = tmp_path / "curves.png"
+    command = [sys.executable, str(BENCHMARKS / "learning_curves.py"), "-o", str(picture)]
+    folders = ["hippocampus_screen_test", "left_atrium_cpu"]
+    done = subprocess.run([*command, *folders, "--arms", "CAML", "labelled only"], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    width, height = matplotlib.image.imread(picture).shape[1::-1]
+    assert width > 2 * height, "two panels side by side"
+    for arguments, sentence in (
+        (["hippocampus"], "hippocampus is no folder of kept figures: there are "),
+        (["left_atrium_cpu", "--arms", "CMAL"], "--arms CMAL: the study left_atrium_cpu has labelled only, "),
+        (["left_atrium_cpu", "--titles", "a", "b"], "--titles has 2 titles for 1 folders"),
+    ):
+        wrong = subprocess.run([*command, *arguments], capture_output=True, encoding="utf-8")
+        assert wrong.returncode
+        assert sentence in wrong.stderr
+        assert "Traceback" not in wrong.stderr
+
+
+def test_panels_are_told_apart_by_their_folder():
+    """Development and test cases, with and without mirroring, are figures of the same trained models."""
+    panels = [learning_curves.panel(f"hippocampus_screen{suffix}", ["CAML"]) for suffix in learning_curves.SUFFIXES]
+    key = ("CAML", 8, 0, 0)
+    assert len({float(np.mean(list(panel[key].values()))) for panel in panels}) == 4
+    assert set(panels[0][key]) == set(panels[1][key]), "the same development cases"
+    assert set(panels[2][key]) == set(panels[3][key]), "the same test cases"
+    assert not set(panels[0][key]) & set(panels[2][key])
 
 
 def write_figures(work: Workspace, run: Run, dice: list[float]) -> None:

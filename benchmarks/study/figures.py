@@ -14,7 +14,7 @@ from study.commands import Workspace
 from study.description import Run, Study
 from study.runs import measured_data, metrics_file, model_folder
 
-__all__ = ["arms", "gallery", "learning_curve", "saturation", "training_curves"]
+__all__ = ["arms", "gallery", "learning_curve", "learning_curves", "saturation", "training_curves"]
 
 Means = dict[tuple[str, int | None, int, int], dict[str, float]]
 
@@ -29,29 +29,43 @@ def _runs(means: Means) -> dict[str, dict[int | None, list[float]]]:
 
 def learning_curve(study: Study, means: Means, path: Path) -> None:
     """Dice over the number of labelled cases, one line per arm without A; short marks are single runs, beside the means."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    grouped = {arm: points for arm, points in _runs(means).items() if not arm.endswith(" (A)")}
+    learning_curves({f"{study.name}, {study.iterations} iterations": means}, path)
+
+
+def learning_curves(panels: dict[str, Means], path: Path) -> None:
+    """A panel as that of :func:`learning_curve` for each title; an arm has one colour in all of them."""
+    grouped = {title: {arm: p for arm, p in _runs(m).items() if not arm.endswith(" (A)")} for title, m in panels.items()}
+    names = list(dict.fromkeys(arm for arms_of_panel in grouped.values() for arm in arms_of_panel))
+    size = (6, 4) if len(panels) == 1 else (4.4 * len(panels), 3.6)
+    figure, grid = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for axes, (title, arms_of_panel) in zip(grid[0], grouped.items(), strict=True):
+        _draw_learning_curve(axes, arms_of_panel, names)
+        axes.set_title(title, fontsize=10)
+    grid[0, 0].set_ylabel("Dice, mean of classes and cases")
+    grid[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _draw_learning_curve(axes: Any, grouped: dict[str, dict[int | None, list[float]]], names: list[str]) -> None:
     drawn = sorted({n for points in grouped.values() for n in points if n is not None})
-    for number, (arm, points) in enumerate(grouped.items()):
+    for arm, points in grouped.items():
+        number = names.index(arm)
         color = f"C{number}"
         if None in points:
             axes.axhline(float(np.mean(points[None])), color=color, linestyle="--", label=arm)
         counts = sorted(n for n in points if n is not None)
         if counts:
-            beside = 1 + 0.02 * (number - len(grouped) / 2)
+            beside = 1 + 0.02 * (number - len(names) / 2)
             axes.plot([n * beside for n in counts], [np.mean(points[n]) for n in counts], "o-", color=color, label=arm)
             for n in counts:
-                axes.plot([n * beside] * len(points[n]), points[n], "_", color=color, alpha=0.7)
+                if len(points[n]) > 1:
+                    axes.plot([n * beside] * len(points[n]), points[n], "_", color=color, alpha=0.7)
     axes.set_xlabel("labelled cases")
-    axes.set_ylabel("Dice, mean of classes and cases")
     if drawn:
         axes.set_xscale("log", base=2)
         axes.set_xticks(drawn, [str(n) for n in drawn])
         axes.set_xlim(drawn[0] / 1.3, drawn[-1] * 1.3)
-    axes.legend(fontsize=8)
-    figure.suptitle(f"{study.name}, {study.iterations} iterations", fontsize=10)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def arms(study: Study, means: Means, path: Path) -> None:

@@ -1,0 +1,64 @@
+#!/usr/bin/env python
+"""Draws Dice over the number of labelled cases from the figures that are kept in benchmarks/results; trains nothing."""
+
+import argparse
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from run_study import STUDIES, select
+from study import figures, report
+from study.commands import Workspace
+from study.description import StudyError, read_study
+from study.kept import KEPT
+
+#: what a folder of kept figures is called after the name of its study
+SUFFIXES = {"": (False, False), "_mirrored": (False, True), "_test": (True, False), "_test_mirrored": (True, True)}
+
+
+def panel(name: str, names: list[str] | None = None) -> figures.Means:
+    """Dice of the runs kept in one folder.
+
+    Args:
+        name: Of the folder.
+        names: Of arms; all, if not given.
+
+    Raises:
+        StudyError: There is no such folder or arm, or none of its figures is of such an arm.
+    """
+    files = [(STUDIES / f"{name.removesuffix(end)}.json", how) for end, how in SUFFIXES.items() if name.endswith(end)]
+    known = [(file, how) for file, how in files if file.is_file() and (KEPT / name).is_dir()]
+    if not known:
+        raise StudyError(f"{name} is no folder of kept figures: there are {', '.join(sorted(f.name for f in KEPT.iterdir()))}.")
+    file, (test, mirrored) = known[0]
+    study = read_study(file)
+    with TemporaryDirectory() as folder:
+        work = Workspace(Path(folder), Path(folder), test=test, mirrored=mirrored)
+        means = report.case_means(report.collect(study, work, KEPT, select(study, names)))
+    if not means:
+        raise StudyError(f"{KEPT / name} has no figures of {', '.join(names or ['any arm'])}.")
+    return means
+
+
+def main() -> int:
+    """Parses the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of benchmarks/results, each a panel")
+    parser.add_argument("--titles", nargs="+", metavar="TITLE", help="of the panels (default: the folders' names)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="draw these arms only")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the picture")
+    options = parser.parse_args()
+    titles = options.titles or options.folders
+    if len(titles) != len(options.folders):
+        parser.error(f"--titles has {len(titles)} titles for {len(options.folders)} folders")
+    try:
+        panels = {title: panel(folder, options.arms) for title, folder in zip(titles, options.folders, strict=True)}
+    except StudyError as error:
+        print(f"learning_curves.py: {error}", file=sys.stderr)
+        return 1
+    figures.learning_curves(panels, options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
