@@ -18,11 +18,13 @@ __all__ = ["dataset_name", "prepare", "pseudo_labeled"]
 READY = ".ready"
 #: where the test cases of a study with development cases are
 WHOLE = "WholeSource"
+#: the training cases, all of them labelled
+ALL_LABELS = "AllLabels"
 
 
 def dataset_name(study: Study, run: Run) -> str:
     """Name of the data set that a run trains on, without nnU-Net's number."""
-    return "AllLabels" if run.labeled is None else f"Labeled{run.labeled}Subset{run.subset}"
+    return ALL_LABELS if run.labeled is None else f"Labeled{run.labeled}Subset{run.subset}"
 
 
 def prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
@@ -31,7 +33,7 @@ def prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
     Raises:
         CommandError: A command failed.
     """
-    base, data = "AllLabels", study.data
+    base, data = ALL_LABELS, study.data
     source = str(work.shared / data.source)
     if data.order_of_source:
         for run in selected:
@@ -45,13 +47,13 @@ def prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
     if data.development:
         _make(
             work,
-            "AllLabels",
+            ALL_LABELS,
             "hide_labels.py",
             str(work.raw / work.dataset(base)),
             *("--labeled", "all", "--without-test", "--test", str(data.development), "--seed", str(data.development_seed)),
             "--link",
         )
-    whole = str(work.raw / work.dataset("AllLabels"))
+    whole = str(work.raw / work.dataset(ALL_LABELS))
     for run in selected:
         name = dataset_name(study, run)
         if run.labeled is not None:
