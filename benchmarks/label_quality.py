@@ -23,8 +23,9 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
+from tqdm import trange
 
-from run_study import STUDIES
+from run_study import study_file
 from study.commands import Workspace
 from study.data import ALL_LABELS
 from study.description import Run, Study, StudyError, read_study
@@ -58,7 +59,7 @@ def unlabeled_patches(study: Study, work: Workspace, run: Run, predictor: nnUNet
 def main() -> int:
     """Parses the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="the name of a study in benchmarks/studies that has been run")
+    parser.add_argument("study", help="a study that has been run: its file, or the name of one in benchmarks/studies")
     parser.add_argument("--arm", default="CAML", help="of the study, with its auxiliary network (default: CAML)")
     parser.add_argument("--labeled", type=int, required=True, metavar="N", help="number of labelled cases")
     parser.add_argument("--subset", type=int, default=0, metavar="SEED", help="labelled subset (default: 0)")
@@ -66,7 +67,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, help="work folder of the study (default: study_output/NAME)")
     options = parser.parse_args()
     try:
-        study = read_study(STUDIES / f"{options.study}.json")
+        study = read_study(study_file(options.study))
         work = Workspace(options.output or Path("study_output") / study.name, Path())
         run = find_run(study, options.arm, options.labeled, options.subset)
         folders = [model_folder(study, work, run, suffix) for suffix in ("", "_auxiliary")]
@@ -77,6 +78,7 @@ def main() -> int:
         print(f"label_quality.py: {error}", file=sys.stderr)
         return 1
     os.environ.update(work.variables)
+    torch.set_num_threads(1)
     sys.path.insert(0, str(work.trainers))
     predictors = [load(folder) for folder in folders]
     torch.manual_seed(0)
@@ -111,7 +113,7 @@ def quality(predictors: list[nnUNetPredictor], loader: nnUNetDataLoader, patches
     of_intensity = [t for t in transforms if isinstance(getattr(t, "transform", t), ImageOnlyTransform)]
     networks = [predictor.network for predictor in predictors]
     counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(classes), 2))
-    for _ in range(patches):
+    for _ in trange(patches, desc="patches", disable=None):
         batch = next(loader)
         sample = {"image": torch.as_tensor(batch["data"][0]), "segmentation": torch.as_tensor(batch["target"][0])}
         for transform in transforms:

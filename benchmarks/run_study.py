@@ -54,12 +54,9 @@ def main() -> int:
         help="measure what nnUNetv2_predict gives unless told otherwise, for a study that predicts without mirroring",
     )
     options = parser.parse_args()
-    path = Path(options.study)
-    if not path.is_file() and (STUDIES / f"{options.study}.json").is_file():
-        path = STUDIES / f"{options.study}.json"
     shared = options.shared or Path(os.environ.get("NNUNET_CAML_SHARED", "../shared")) / "data"
     try:
-        study = read_study(path)
+        study = read_study(study_file(options.study))
         if options.test and not study.data.development:
             raise StudyError(f"--test: {study.name} has no development cases, it is measured on the test cases anyway.")
         if options.mirrored and study.test_time_augmentation:
@@ -82,6 +79,12 @@ def main() -> int:
         print("Interrupted. The same command goes on from here.", file=sys.stderr)
         return 130
     return 0
+
+
+def study_file(study: str) -> Path:
+    """The file of a study, given by itself or by a name in ``benchmarks/studies``."""
+    kept = STUDIES / f"{study}.json"
+    return kept if kept.is_file() and not Path(study).is_file() else Path(study)
 
 
 def select(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import blobs, write_image
 
+LABEL_QUALITY = Path(__file__).resolve().parents[1] / "benchmarks" / "label_quality.py"
 RUN_STUDY = Path(__file__).resolve().parents[1] / "benchmarks" / "run_study.py"
 ARMS = {
     "labelled only": {"trainer": "nnUNetTrainer"},
@@ -108,3 +109,14 @@ def test_every_kind_of_arm_and_a_kill(tmp_path: Path):
     assert trained == {f: f.stat().st_mtime_ns for f in folder.rglob("checkpoint_final.pth")}, "nothing is trained again"
     figures = [(output / report / "cases.csv").read_text(encoding="utf-8") for report in ("report", "report_mirrored")]
     assert figures[0] != figures[1], "eight mirrored predictions averaged are not the plain one"
+
+    quality = [sys.executable, str(LABEL_QUALITY), str(file), "-o", str(output), "--labeled", "2", "--patches", "4"]
+    found = subprocess.run(quality, capture_output=True, encoding="utf-8")
+    assert found.returncode == 0, found.stderr
+    dice = dict(line.rsplit(": ", 1) for line in found.stdout.splitlines())
+    assert list(dice)[:3] == ["augmented, V", "augmented, A", "augmented, mean"]
+    assert len(dice) == 7
+    assert all(0 <= float(value) <= 1 for value in dice.values())
+    missing = subprocess.run([*quality, "--arm", "mean teacher"], capture_output=True, encoding="utf-8")
+    assert missing.returncode == 1
+    assert "has no trained model: run the study first, an arm with auxiliary" in missing.stderr
