@@ -29,13 +29,13 @@ from run_study import study_file
 from study.commands import Workspace
 from study.data import ALL_LABELS
 from study.description import Run, Study, StudyError, read_study
-from study.runs import model_folder, plans_name
+from study.runs import model_folder
 
 
 def load(folder: Path) -> nnUNetPredictor:
     """The network of a trained model, for single outputs at full resolution."""
-    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     with redirect_stdout(StringIO()):  # nnU-Net tells how it looks for trainers
+        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(folder), ("all",), "checkpoint_final.pth")
     predictor.network.load_state_dict(predictor.list_of_parameters[0])
     predictor.network.eval()
@@ -44,9 +44,15 @@ def load(folder: Path) -> nnUNetPredictor:
 
 
 def unlabeled_patches(study: Study, work: Workspace, run: Run, predictor: nnUNetPredictor) -> nnUNetDataLoader:
-    """Patches of the run's unlabelled cases, with their true labels, larger than the network's by the augmentation's margin."""
-    plans, configuration = plans_name(study), predictor.configuration_manager
-    folder = str(work.preprocessed / work.dataset(ALL_LABELS) / f"{plans}_{study.configuration.name}")
+    """Patches of the run's unlabelled cases, with their true labels, larger than the network's by the augmentation's margin.
+
+    Raises:
+        StudyError: The true labels have not been preprocessed.
+    """
+    configuration = predictor.configuration_manager
+    folder = str(work.preprocessed / work.dataset(ALL_LABELS) / configuration.data_identifier)
+    if not Path(folder).is_dir():
+        raise StudyError(f"{folder} is missing: run the study's arm with all_labels first, whose labels are the truth here.")
     dataset = infer_dataset_class(folder)
     labels = work.raw / model_folder(study, work, run).parent.name / "labelsTr"
     labeled = {file.name.split(".")[0] for file in labels.iterdir()}
@@ -74,16 +80,17 @@ def main() -> int:
         for folder in folders:
             if not (folder / "fold_all" / "checkpoint_final.pth").is_file():
                 raise StudyError(f"{folder} has no trained model: run the study first, an arm with auxiliary.")
+        os.environ.update(work.variables)
+        torch.set_num_threads(1)
+        sys.path.insert(0, str(work.trainers))
+        predictors = [load(folder) for folder in folders]
+        torch.manual_seed(0)
+        np.random.seed(0)
+        patches = unlabeled_patches(study, work, run, predictors[0])
     except StudyError as error:
         print(f"label_quality.py: {error}", file=sys.stderr)
         return 1
-    os.environ.update(work.variables)
-    torch.set_num_threads(1)
-    sys.path.insert(0, str(work.trainers))
-    predictors = [load(folder) for folder in folders]
-    torch.manual_seed(0)
-    np.random.seed(0)
-    for name, dice in quality(predictors, unlabeled_patches(study, work, run, predictors[0]), options.patches).items():
+    for name, dice in quality(predictors, patches, options.patches).items():
         print(f"{name}: {dice:.3f}")
     return 0
 
