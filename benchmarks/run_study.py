@@ -8,14 +8,14 @@ is in its file; see benchmarks/README.md.
 import argparse
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event
 
 from nnunet_caml.conversion.errors import ConversionError
 from nnunet_caml.demo.commands import CommandError
 from study import data, kept, report, runs
-from study.commands import Workspace
+from study.commands import FOLDERS, Workspace
 from study.description import Run, Study, StudyError, read_study
 from study.schedules import write_trainers
 
@@ -63,8 +63,10 @@ def main() -> int:
             raise StudyError(f"--mirrored: {study.name} predicts with mirroring anyway.")
         output = options.output or Path("study_output") / study.name
         work = Workspace(output, shared, options.device, options.threads, options.workers, options.test, options.mirrored)
+        os.environ.update({name: work.variables[name] for name in FOLDERS})  # nnU-Net asks for them when it is imported
         selected = select(study, options.arms, options.labeled, options.subsets)
         if options.plan:
+            write_trainers(study, work.trainers)
             print(report.plan(study, work, selected, options.jobs))
         elif options.keep:
             print(f"{len(kept.keep(study, work))} files written to {kept.KEPT / work.measured(study.name).name}.")
@@ -90,7 +92,7 @@ def study_file(study: str) -> Path:
 def select(
     study: Study, names: list[str] | None = None, labeled: list[int] | None = None, subsets: list[int] | None = None
 ) -> list[Run]:
-    """A part of the runs, or all; the upper bound is in every part.
+    """A part of the runs, or all; an arm comes with the one that it has its pseudo-labels from.
 
     Raises:
         StudyError: There is no such arm, number of labelled cases or subset.
@@ -102,10 +104,11 @@ def select(
             if value not in known[option]:
                 there = ", ".join(map(str, known[option]))
                 raise StudyError(f"--{option} {value}: the study {study.name} has {there}.")
+    teachers = {arm.pseudo_labels_from for arm in study.arms if not names or arm.name in names}
     return [
         run
         for run in study.runs()
-        if (not names or run.arm.name in names)
+        if (not names or run.arm.name in names or run.arm.name in teachers)
         and (run.labeled is None or ((not labeled or run.labeled in labeled) and (not subsets or run.subset in subsets)))
     ]
 
@@ -113,7 +116,8 @@ def select(
 def run(study: Study, work: Workspace, selected: list[Run], jobs: int) -> None:
     """Does all that is left to do, ``jobs`` runs side by side."""
     write_trainers(study, work.trainers)
-    data.prepare(study, work, selected)
+    with work.alone("the data"):
+        data.prepare(study, work, selected)
     runs.time_arms(study, work, selected)
     print(report.plan(study, work, selected, jobs), flush=True)
     finished = {r.name: Event() for r in selected}
@@ -133,9 +137,11 @@ def run(study: Study, work: Workspace, selected: list[Run], jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, r) for r in selected]
         try:
-            for future in futures:
+            for future in as_completed(futures):
                 future.result()
-        except BaseException:
+        except BaseException as error:
+            if jobs > 1 and isinstance(error, Exception):
+                print(f"run_study.py: {error} What runs beside it is finished first.", file=sys.stderr, flush=True)
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -312,13 +312,15 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if self.is_ddp:
             # the heads run outside of any module's forward, where DistributedDataParallel does not see them
             distributed.average_gradients(self.caml.heads())
+        # a gradient scaler refuses an optimiser without gradients, such as that of a network which only follows the other one
+        optimizers = [o for o in (self.optimizer, self.auxiliary_optimizer) if has_gradients(o)]
         if scaler is not None:
-            scaler.unscale_(self.optimizer)
-            scaler.unscale_(self.auxiliary_optimizer)
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
         head_parameters = [p for head in self.caml.heads() for p in head.parameters()]
         for parameters in (self.network.parameters(), self.caml.auxiliary.parameters(), head_parameters):
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        for optimizer in (self.optimizer, self.auxiliary_optimizer):
+        for optimizer in optimizers:
             if scaler is None:
                 optimizer.step()
             else:
@@ -369,6 +371,11 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
             self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
         self._rng_to_restore = state["rng"]
+
+
+def has_gradients(optimizer: Any) -> bool:
+    """Whether any parameter of an optimiser has a gradient."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def first(outputs: Any, n: int) -> Any:

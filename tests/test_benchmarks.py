@@ -5,12 +5,14 @@ import math
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import blobs, write_image
 
 import learning_curves
 import memory_table
@@ -20,7 +22,7 @@ from fixed_plans import SIZES, plans, prepare
 from run_study import select
 from study import report
 from study.commands import Workspace
-from study.data import add_configuration, dataset_name
+from study.data import add_configuration, dataset_name, plan_and_preprocess
 from study.description import Arm, Configuration, Data, Run, Study, StudyError, read_study
 from study.kept import keep, kept_file
 from study.metrics import measure, read_metrics
@@ -64,6 +66,7 @@ def test_studies_of_the_repository(file: Path):
         ({"arms": {"a b": {"trainer": "x"}, "a-b": {"trainer": "x"}}}, "punctuation"),
         ({"arms": {"a": {"trainer": "x", "pseudo_labels_from": "b"}}}, "pseudo_labels_from should name a plain arm"),
         ({"iterations": 99}, "no whole number of epochs"),
+        ({"arms": {"a": {"trainer": "x", "by_labeled": {"5": {}}}}}, "by_labeled '5' is no number of labelled cases"),
         ({"configuration": {"name": "c", "patch": [3]}}, "configuration: 'patch' is unknown"),
     ],
 )
@@ -72,6 +75,13 @@ def test_a_wrong_study_is_a_sentence(tmp_path: Path, change: dict, words: str):
     file = tmp_path / "wrong.json"
     file.write_text(json.dumps({**content, **change}))
     with pytest.raises(StudyError, match=words):
+        read_study(file)
+
+
+def test_a_list_is_no_study(tmp_path: Path):
+    file = tmp_path / "list.json"
+    file.write_text("[1]", encoding="utf-8")
+    with pytest.raises(StudyError, match="should be a JSON object"):
         read_study(file)
 
 
@@ -101,6 +111,8 @@ def test_a_part_of_a_study():
     assert len(select(s)) == 8
     part = select(s, ["CAML"], [8], [1])
     assert [(run.arm.name, run.labeled, run.subset) for run in part] == [("CAML", 8, 1)]
+    arms = (Arm("plain", "nnUNetTrainer"), Arm("other", "nnUNetTrainer"), Arm("p", "nnUNetTrainer", pseudo_labels_from="plain"))
+    assert {run.arm.name for run in select(study(arms=arms), ["p"])} == {"plain", "p"}, "no labels without their teacher"
     with pytest.raises(StudyError, match="--labeled 5: the study s has 4, 8"):
         select(s, labeled=[5])
 
@@ -125,14 +137,83 @@ def test_figures_of_test_cases_are_apart(tmp_path: Path):
 
 
 def test_trainers_are_what_the_study_says(tmp_path: Path, monkeypatch):
-    write_trainers(study(seeds=(3,)), tmp_path)
+    by_labeled = {"4": {"rampup_fraction": 0.25}}
+    arm = Arm("CAML", "nnUNetTrainerCAML", {"lambda_c": 0.5, "rampup_fraction": 0.125}, auxiliary=True, by_labeled=by_labeled)
+    s = study(seeds=(3,), arms=(Arm("labelled only", "nnUNetTrainer"), arm))
+    write_trainers(s, tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     import study_trainers
 
-    trainer = getattr(study_trainers, trainer_name(study().arms[1], 3))
+    run = next(run for run in s.runs() if run.arm.name == "CAML" and run.labeled == 8)
+    trainer = getattr(study_trainers, trainer_name(run))
     assert (trainer.lambda_c, trainer.study_seed, trainer.study_epochs, trainer.study_iterations) == (0.5, 3, 2, 50)
     assert [base.__name__ for base in trainer.__mro__[1:3]] == ["Scheduled", "nnUNetTrainerCAML"]
-    assert issubclass(getattr(study_trainers, trainer_name(study().arms[1], 3) + "_auxiliary"), trainer)
+    assert issubclass(getattr(study_trainers, f"{trainer_name(run)}_auxiliary"), trainer)
+    four = getattr(study_trainers, trainer_name(replace(run, labeled=4)))
+    assert (trainer.rampup_fraction, four.rampup_fraction, four.lambda_c) == (0.125, 0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        (Arm("a", "nnUNetTrainerCMAL"), "trainer 'nnUNetTrainerCMAL' is unknown; there are .*nnUNetTrainerCAML_noOCC"),
+        (Arm("a", "nnUNetTrainerCAML", {"lambda_C": 5}), "arm a: nnUNetTrainerCAML has no attribute 'lambda_C'"),
+        (Arm("a", "nnUNetTrainer", by_labeled={"4": {"lambda_c": 5}}), "arm a: nnUNetTrainer has no attribute 'lambda_c'"),
+    ],
+)
+def test_a_trainer_that_does_not_exist_is_a_sentence(tmp_path: Path, arm: Arm, words: str):
+    with pytest.raises(StudyError, match=words):
+        write_trainers(study(arms=(arm,)), tmp_path)
+
+
+def test_what_is_there_is_not_announced_as_work(tmp_path: Path):
+    """Models that are trained, and are only to be measured on other cases, take no hours of training."""
+    s, work = study(data=Data("decathlon.py", "x", development=2), labeled=(4,)), Workspace(tmp_path, tmp_path)
+    trained, untrained = s.runs()
+    for run in (trained, untrained):
+        folder = model_folder(s, work, run) / "fold_all"
+        folder.mkdir(parents=True)
+        (folder / COST).write_text(json.dumps({"iteration_s": 36.0}), encoding="utf-8")
+    (model_folder(s, work, trained) / "fold_all" / "checkpoint_final.pth").touch()
+    text = report.plan(s, work, [trained, untrained], 1)
+    assert "1 trained models are left to be measured." in text
+    assert "About 1.0 hours" in text
+
+
+def test_two_processes_share_a_study(tmp_path: Path):
+    """Nobody does what another process does in the same folder; numbers of data sets are given once."""
+    work = Workspace(tmp_path, tmp_path)
+    code = "import sys; from pathlib import Path as P; from study.commands import Workspace; work = Workspace(*[P(sys.argv[1])] * 2)"
+    ids = f"{code}; [print(work.dataset_id(sys.argv[2] + str(i))) for i in range(20)]"
+    command = [sys.executable, "-c", ids, str(tmp_path)]
+    both = [subprocess.Popen([*command, name], cwd=BENCHMARKS, stdout=subprocess.PIPE, encoding="utf-8") for name in "ab"]
+    numbers = [int(line) for process in both for line in process.communicate()[0].split()]
+    assert sorted(numbers) == list(range(1, 41))
+    waiting = f"{code}\nwith work.alone('this'): print('done', flush=True)"
+    with work.alone("this"):
+        command = [sys.executable, "-c", waiting, str(tmp_path)]
+        second = subprocess.Popen(command, cwd=BENCHMARKS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+        assert second.stderr is not None
+        assert second.stderr.readline().startswith("Waiting for another process that works at this in ")
+        assert second.poll() is None
+    assert second.communicate()[0] == "done\n"
+
+
+def test_plans_have_the_studys_name_whatever_the_planner_calls_them(tmp_path: Path):
+    """nnU-Net's residual planners name theirs nnUNetResEncUNetMPlans and the like."""
+    configuration = Configuration("3d_fullres", planner="nnUNetPlannerResEncM")
+    s, work = study(configuration=configuration), Workspace(tmp_path, tmp_path)
+    folder = work.raw / work.dataset("Blobs")
+    for i in range(2):
+        image, label = blobs(i)
+        write_image(image, folder / f"imagesTr/b{i}_0000.nii.gz")
+        write_image(label, folder / f"labelsTr/b{i}.nii.gz")
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "front": 1, "back": 2}, "numTraining": 2}
+    (folder / "dataset.json").write_text(json.dumps({**description, "file_ending": ".nii.gz"}), encoding="utf-8")
+    plan_and_preprocess(s, work, "Blobs")
+    planned = json.loads((work.preprocessed / folder.name / "nnUNetPlans.json").read_text(encoding="utf-8"))
+    assert "ResidualEncoder" in planned["configurations"]["3d_fullres"]["architecture"]["network_class_name"]
+    assert list((work.preprocessed / folder.name).glob("nnUNetPlans_3d_fullres/b*"))
 
 
 def test_smaller_configuration(tmp_path: Path):
@@ -243,7 +324,7 @@ def write_figures(work: Workspace, run: Run, dice: list[float]) -> None:
 def test_kept_figures_stand_in_for_runs_that_are_not_here(tmp_path: Path):
     s, there, here = study(labeled=(4, 8)), Workspace(tmp_path / "there", tmp_path), Workspace(tmp_path / "here", tmp_path)
     four, eight = (next(r for r in s.runs() if r.arm.name == "labelled only" and r.labeled == n) for n in (4, 8))
-    write_figures(there, four, [0.111111, 0.5])
+    write_figures(there, four, [0.1111111, 0.5])
     write_figures(there, eight, [0.2, 0.6])
     write_figures(here, eight, [0.3, 0.7])
     folder = model_folder(s, there, eight) / "fold_all"
@@ -253,7 +334,7 @@ def test_kept_figures_stand_in_for_runs_that_are_not_here(tmp_path: Path):
     key = ("labelled only", 4, four.subset, four.seed)
     assert key not in report.collect(s, here)
     found = report.collect(s, here, tmp_path / "kept")
-    assert [row["dice"] for row in found[key]] == [0.1111, 0.5]
+    assert [row["dice"] for row in found[key]] == [0.111111, 0.5]
     assert math.isnan(found[key][0]["asd_voxels"])
     assert [row["dice"] for row in found["labelled only", 8, eight.subset, eight.seed]] == [0.3, 0.7], "its own come first"
     assert list(report.collect(s, here, tmp_path / "kept", [four])) == [key]

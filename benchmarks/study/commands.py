@@ -1,15 +1,17 @@
 """The commands of a study, run as a user would, each with its log file."""
 
+import fcntl
 import json
 import os
-import threading
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
 from nnunet_caml.demo.commands import CommandLine, TrainingWatch, Watch
 
-__all__ = ["Workspace", "silent"]
+__all__ = ["Workspace", "replace_text", "silent"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -17,6 +19,13 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 def silent(line: str) -> None:
     """A watch with no news."""
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, so that whoever reads it meanwhile finds the old or the new one."""
+    half = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    half.write_text(text, encoding="utf-8")
+    half.replace(path)
 
 
 class _Terminal(CommandLine):
@@ -60,7 +69,6 @@ class Workspace:
         self.test = test
         self.mirrored = mirrored
         self.began = monotonic()
-        self._lock = threading.Lock()
         self.trainers = self.folder / "trainers"
         self.trainers.mkdir(parents=True, exist_ok=True)
         self.variables = {name: str(self.folder / name) for name in FOLDERS} | {
@@ -76,6 +84,20 @@ class Workspace:
                 "OMP_WAIT_POLICY": "PASSIVE",
                 "STUDY_THREADS": str(threads),
             }
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Waits until nobody else does this in the work folder, be it in this process or in another one."""
+        path = self.folder / "locks" / what
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if what != "dataset_ids":
+                    print(f"Waiting for another process that works at {what} in {self.folder}.", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def measured(self, name: str) -> Path:
         """Folder for what depends on the cases that models are measured on, and on how these are predicted."""
@@ -99,11 +121,11 @@ class Workspace:
     def dataset_id(self, name: str) -> int:
         """A number for a data set of this study, the same at every call."""
         path = self.folder / "dataset_ids.json"
-        with self._lock:
+        with self.alone("dataset_ids"):
             known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             if name not in known:
                 known[name] = len(known) + 1
-                path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+                replace_text(path, json.dumps(known, indent=2) + "\n")
             return known[name]
 
     def dataset(self, name: str) -> str:

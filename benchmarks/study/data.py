@@ -13,9 +13,11 @@ from pathlib import Path
 from study.commands import Workspace
 from study.description import Configuration, Run, Study
 
-__all__ = ["dataset_name", "prepare", "pseudo_labeled"]
+__all__ = ["PLANS", "dataset_name", "prepare", "pseudo_labeled"]
 
 READY = ".ready"
+#: of the plans, whatever the planner calls them
+PLANS = "nnUNetPlans"
 #: where the test cases of a study with development cases are
 WHOLE = "WholeSource"
 #: the training cases, all of them labelled
@@ -79,22 +81,21 @@ def plan_and_preprocess(study: Study, work: Workspace, name: str, plans_of: str 
     folder = work.preprocessed / work.dataset(name)
     if (folder / READY).is_file():
         return
-    planner = study.configuration.planner
-    plans = f"nnUNet{planner.removeprefix('nnUNetPlanner')}Plans" if planner != "ExperimentPlanner" else "nnUNetPlans"
     if plans_of is None:
         work.run(name, ["nnUNetv2_extract_fingerprint", "-d", number, "-np", "2", "--verify_dataset_integrity"])
-        work.run(name, ["nnUNetv2_plan_experiment", "-d", number, "-pl", planner])
-        add_configuration(folder / f"{plans}.json", study.configuration)
+        planner = study.configuration.planner
+        work.run(name, ["nnUNetv2_plan_experiment", "-d", number, "-pl", planner, "-overwrite_plans_name", PLANS])
+        add_configuration(folder / f"{PLANS}.json", study.configuration)
     else:
         work.run(name, ["nnUNetv2_extract_fingerprint", "-d", number, "-np", "2"])
         source = str(work.dataset_id(plans_of))
         # which nnU-Net's planning would have copied
         shutil.copy(work.raw / work.dataset(name) / "dataset.json", folder / "dataset.json")
-        work.run(name, ["nnUNetv2_move_plans_between_datasets", "-s", source, "-t", number, "-sp", plans, "-tp", plans])
+        work.run(name, ["nnUNetv2_move_plans_between_datasets", "-s", source, "-t", number, "-sp", PLANS, "-tp", PLANS])
     configuration = study.configuration.name
-    work.run(name, ["nnUNetv2_preprocess", "-d", number, "-c", configuration, "-plans_name", plans, "-np", "2"])
+    work.run(name, ["nnUNetv2_preprocess", "-d", number, "-c", configuration, "-plans_name", PLANS, "-np", "2"])
     if (work.raw / work.dataset(name) / "imagesUn").is_dir():
-        work.run(name, ["nnunet-caml", "preprocess", "-d", number, "-c", configuration, "-p", plans, "-np", "2"])
+        work.run(name, ["nnunet-caml", "preprocess", "-d", number, "-c", configuration, "-p", PLANS, "-np", "2"])
     (folder / READY).touch()
 
 

@@ -70,6 +70,7 @@ class Arm:
         all_labels: Trains on every training case with its label, the upper bound.
         pseudo_labels_from: Name of the arm whose predictions of the unlabelled cases are taken for labels.
         auxiliary: Also measures CAML's auxiliary network, which users never see, to watch both networks apart.
+        by_labeled: Class attributes for a number of labelled cases, which come before ``attributes``.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Arm:
     all_labels: bool = False
     pseudo_labels_from: str | None = None
     auxiliary: bool = False
+    by_labeled: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
@@ -161,6 +163,8 @@ def read_study(path: Path) -> Study:
         raise StudyError(f"{path} cannot be read: give a study file, such as those in benchmarks/studies.") from error
     except ValueError as error:
         raise StudyError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise StudyError(f"{path} should be a JSON object with the entries of a study; see benchmarks/README.md.")
     content = {"name": path.stem, **content}
     for key, kind in (("data", Data), ("configuration", Configuration)):
         if key in content:
@@ -198,6 +202,8 @@ def _check(study: Study, path: Path) -> None:
     if len({arm.slug for arm in study.arms}) < len(names):
         raise StudyError(f"{path}: two arms differ in punctuation only; give them other names.")
     for arm in study.arms:
+        if strange := sorted(set(arm.by_labeled) - set(map(str, study.labeled))):
+            raise StudyError(f"{path}, arm {arm.name}: by_labeled {strange[0]!r} is no number of labelled cases here.")
         other = arm.pseudo_labels_from
         if other is not None and (other not in names or names[other].pseudo_labels_from or names[other].all_labels):
             raise StudyError(f"{path}, arm {arm.name}: pseudo_labels_from should name a plain arm, not {other!r}.")

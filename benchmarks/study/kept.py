@@ -33,7 +33,7 @@ def known_cost(study: Study, work: Workspace, run: Run, folder: Path | None = No
 
 
 def keep(study: Study, work: Workspace, folder: Path = KEPT) -> list[Path]:
-    """Writes figures, to four decimals, and costs of all finished runs into a folder of their study; those there are replaced.
+    """Writes figures, to six decimals, and costs of all finished runs into a folder of their study; those there are replaced.
 
     Returns:
         The files written.
@@ -50,7 +50,7 @@ def keep(study: Study, work: Workspace, folder: Path = KEPT) -> list[Path]:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(COLUMNS)
                 for row in read_metrics(source):
-                    writer.writerow([f"{v:.4f}" if isinstance(v, float) else v for v in row.values()])
+                    writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in row.values()])
             written.append(target)
             if not auxiliary and (cost := read_cost(study, work, run)):
                 target.with_suffix(".json").write_text(json.dumps(cost, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import csv
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def measure_case(prediction: Path, truth: Path, classes: dict[str, int | list[in
 def measure(predictions: Path, truth: Path, classes: dict[str, int | list[int]], ending: str, csv_file: Path) -> None:
     """Measures all cases of ``truth`` and writes the rows to a CSV file, whole or not at all."""
     cases = sorted(truth.glob(f"*{ending}"))
-    with ProcessPoolExecutor(2) as pool:
+    # not forked: a study with several jobs has threads, and ITK of its own, which a fork can leave hanging
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         results = pool.map(measure_case, [predictions / case.name for case in cases], cases, [classes] * len(cases))
         rows = [row for result in results for row in result]
     csv_file.parent.mkdir(parents=True, exist_ok=True)

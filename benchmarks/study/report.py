@@ -13,7 +13,7 @@ from study.commands import Workspace
 from study.description import Run, Study
 from study.kept import kept_file, known_cost
 from study.metrics import METRICS, read_metrics
-from study.runs import is_done, iteration_seconds, metrics_file
+from study.runs import is_done, is_trained, iteration_seconds, metrics_file
 
 __all__ = ["plan", "write"]
 
@@ -29,9 +29,12 @@ def plan(study: Study, work: Workspace, selected: list[Run], jobs: int) -> str:
     lines = [
         f"Study {study.name}: {len(selected)} runs of {study.iterations} iterations, {len(selected) - len(left)} of them done."
     ]
-    timed = {run.arm.name: iteration_seconds(study, work, run.arm) for run in left}
+    untrained = [run for run in left if not is_trained(study, work, run)]
+    timed = {run.arm.name: iteration_seconds(study, work, run.arm) for run in untrained}
     unknown = sorted(name for name, seconds in timed.items() if seconds is None)
-    seconds = sum((timed[run.arm.name] or 0.0) * study.iterations for run in left)
+    seconds = sum((timed[run.arm.name] or 0.0) * study.iterations for run in untrained)
+    if measured := len(left) - len(untrained):
+        lines.append(f"{measured} trained models are left to be measured.")
     if seconds:
         lines.append(f"About {seconds / 3600 / jobs:.1f} hours of training with {jobs} side by side, as timed here.")
     if unknown:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from study.commands import Workspace, training_watch
-from study.data import WHOLE, dataset_name, pseudo_labeled
+from study.data import PLANS, WHOLE, dataset_name, pseudo_labeled
 from study.description import Arm, Run, Study
 from study.metrics import measure
 from study.schedules import COST, TIMING, trainer_name
 
-__all__ = ["execute", "is_done", "iteration_seconds", "measured_data", "metrics_file", "model_folder", "read_cost", "time_arms"]
+__all__ = [
+    *("execute", "is_done", "is_trained", "iteration_seconds", "measured_data", "metrics_file", "model_folder", "read_cost"),
+    "time_arms",
+]
 
 
 def metrics_file(work: Workspace, run: Run, auxiliary: bool = False) -> Path:
@@ -30,16 +33,15 @@ def training_data(study: Study, run: Run) -> str:
     return name if run.arm.pseudo_labels_from is None else f"{run.arm.slug}_{name}_Seed{run.seed}"
 
 
-def plans_name(study: Study) -> str:
-    """Of the planner."""
-    planner = study.configuration.planner
-    return f"nnUNet{planner.removeprefix('nnUNetPlanner')}Plans" if planner != "ExperimentPlanner" else "nnUNetPlans"
+def is_trained(study: Study, work: Workspace, run: Run) -> bool:
+    """Whether the network is there, and what it cost."""
+    fold = model_folder(study, work, run) / "fold_all"
+    return (fold / "checkpoint_final.pth").is_file() and (fold / COST).is_file()
 
 
 def model_folder(study: Study, work: Workspace, run: Run, suffix: str = "") -> Path:
     """nnU-Net's folder of the trained model."""
-    trainer = trainer_name(run.arm, run.seed) + suffix
-    model = f"{trainer}__{plans_name(study)}__{study.configuration.name}"
+    model = f"{trainer_name(run)}{suffix}__{PLANS}__{study.configuration.name}"
     return work.results / work.dataset(training_data(study, run)) / model
 
 
@@ -49,8 +51,12 @@ def execute(study: Study, work: Workspace, run: Run) -> None:
     Raises:
         CommandError: A command failed; the next call goes on from there.
     """
-    if is_done(work, run):
-        return
+    with work.alone(run.name):
+        if not is_done(work, run):
+            _execute(study, work, run)
+
+
+def _execute(study: Study, work: Workspace, run: Run) -> None:
     if run.arm.pseudo_labels_from is not None:
         _make_pseudo_labels(study, work, run)
     _train(study, work, run)
@@ -74,11 +80,11 @@ def measured_data(study: Study, work: Workspace, run: Run) -> Path:
 
 def _train(study: Study, work: Workspace, run: Run) -> None:
     fold = model_folder(study, work, run) / "fold_all"
-    if (fold / "checkpoint_final.pth").is_file() and (fold / COST).is_file():
+    if is_trained(study, work, run):
         return
     number, configuration = str(work.dataset_id(training_data(study, run))), study.configuration.name
-    command = ["nnUNetv2_train", number, configuration, "all", "-tr", trainer_name(run.arm, run.seed)]
-    command += ["-p", plans_name(study), "-device", work.device]
+    command = ["nnUNetv2_train", number, configuration, "all", "-tr", trainer_name(run)]
+    command += ["-p", PLANS, "-device", work.device]
     # killed in training, or between its end and the writing of its cost
     if any((fold / f"checkpoint_{which}.pth").is_file() for which in ("latest", "final")):
         command.append("--c")
@@ -95,7 +101,9 @@ def time_arms(study: Study, work: Workspace, selected: list[Run]) -> None:
         if arm.pseudo_labels_from is not None or iteration_seconds(study, work, arm) is not None:
             continue
         example = next(run for run in selected if run.arm.name == arm.name)
-        _train(study, work, Run(arm, example.labeled, example.subset, -1))
+        timing = Run(arm, example.labeled, example.subset, -1)
+        with work.alone(timing.name):
+            _train(study, work, timing)
 
 
 def iteration_seconds(study: Study, work: Workspace, arm: Arm) -> float | None:
@@ -116,10 +124,10 @@ def read_cost(study: Study, work: Workspace, run: Run) -> dict[str, Any] | None:
 
 def predict(study: Study, work: Workspace, run: Run, images: Path, predictions: Path, mirrored: bool, suffix: str = "") -> None:
     """Predicts all images of a folder with the last checkpoint."""
-    trainer = trainer_name(run.arm, run.seed) + suffix
+    trainer = trainer_name(run) + suffix
     command = ["nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-f", "all", "-tr", trainer]
     command += ["-d", str(work.dataset_id(training_data(study, run))), "-c", study.configuration.name]
-    command += ["-p", plans_name(study), "-device", work.device, "-npp", "1", "-nps", "1"]
+    command += ["-p", PLANS, "-device", work.device, "-npp", "1", "-nps", "1"]
     if not mirrored:
         command.append("--disable_tta")
     work.run(f"{run.name}{suffix}", command)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,9 +17,10 @@ import torch
 
 from nnunet_caml.networks import make_auxiliary, unwrap
 from process_memory import peak_bytes
-from study.description import Arm, Study
+from study.commands import replace_text
+from study.description import Run, Study, StudyError
 
-__all__ = ["AuxiliaryNetwork", "Scheduled", "trainer_name", "write_trainers"]
+__all__ = ["AuxiliaryNetwork", "Scheduled", "find_trainer", "trainer_name", "write_trainers"]
 
 COST = "cost.json"
 #: epochs and iterations of a training that only serves to time an arm; the first epoch warms up
@@ -84,7 +86,7 @@ class Scheduled:
     def on_train_end(self) -> None:
         super().on_train_end()  # type: ignore[misc]
         peak = peak_bytes()
-        if torch.cuda.is_available():
+        if self.device.type == "cuda":  # type: ignore[attr-defined]
             peak = torch.cuda.max_memory_allocated()
         started, ended = (
             self.logger.get_value(f"epoch_{which}_timestamps", step=None)  # type: ignore[attr-defined]
@@ -95,14 +97,16 @@ class Scheduled:
             # with loading, and with nnU-Net's look at validation patches
             "iteration_s": last / self.num_iterations_per_epoch,
             "training_s": float(np.sum(np.subtract(ended, started))),
-            "step_s": self._step_s / max(1, (self.num_epochs - self._first_epoch) * self.num_iterations_per_epoch),
             "peak_memory_bytes": peak,
             "epochs_in_this_process": self.num_epochs - self._first_epoch,
         }
+        if steps := cost["epochs_in_this_process"] * self.num_iterations_per_epoch:
+            cost["step_s"] = self._step_s / steps
         folder = Path(self.output_folder)  # type: ignore[attr-defined]
-        (folder / COST).write_text(json.dumps(cost) + "\n", encoding="utf-8")
         if self.study_keeps_auxiliary:
             save_auxiliary(self, folder)
+        # last, because with this file a run counts as trained
+        replace_text(folder / COST, json.dumps(cost) + "\n")
 
     def on_train_start(self) -> None:
         super().on_train_start()  # type: ignore[misc]
@@ -124,7 +128,9 @@ def save_auxiliary(trainer: Any, folder: Path) -> None:
     checkpoint = torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)
     checkpoint["network_weights"] = unwrap(trainer.caml.auxiliary).state_dict()
     checkpoint["trainer_name"] = f"{name}_auxiliary"
-    torch.save(checkpoint, target / folder.name / "checkpoint_final.pth")
+    half = target / folder.name / "checkpoint_final.tmp"
+    torch.save(checkpoint, half)
+    half.replace(half.with_suffix(".pth"))
 
 
 class AuxiliaryNetwork:
@@ -149,49 +155,70 @@ class AuxiliaryNetwork:
         )
 
 
-def trainer_name(arm: Arm, seed: int) -> str:
-    """Name of the class that ``write_trainers`` writes for an arm; with seed -1, that of the one for timing."""
-    return f"Study_{arm.slug}_timing" if seed < 0 else f"Study_{arm.slug}_seed{seed}"
+def trainer_name(run: Run) -> str:
+    """Name of the class that ``write_trainers`` writes for a run; with seed -1, that of the one for timing."""
+    number = f"_{run.labeled}" if str(run.labeled) in run.arm.by_labeled else ""
+    return f"Study_{run.arm.slug}{number}_timing" if run.seed < 0 else f"Study_{run.arm.slug}{number}_seed{run.seed}"
+
+
+def find_trainer(name: str) -> type:
+    """A trainer that a study may name: nnU-Net's, this package's, or one of the benchmarks.
+
+    Raises:
+        StudyError: There is no such trainer.
+    """
+    # imported here: they take seconds, and a report needs none of them
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_caml import trainer, variants
+    from study import baselines, trials
+
+    known = {"nnUNetTrainer": nnUNetTrainer}
+    for place in (variants, trainer, trials, baselines):
+        known |= {key: value for key, value in vars(place).items() if key.startswith("nnUNetTrainer")}
+    if name not in known:
+        raise StudyError(f"trainer {name!r} is unknown; there are {', '.join(sorted(known))}.")
+    return known[name]
 
 
 def write_trainers(study: Study, folder: Path) -> None:
-    """Writes ``study_trainers.py``: one class per arm and seed."""
+    """Writes ``study_trainers.py``: one class per arm and seed, and per number of labelled cases where that matters.
+
+    Raises:
+        StudyError: An arm names a trainer, or an attribute of it, that does not exist.
+    """
     lines = [
         f'"""Trainers of the study {study.name}; written by benchmarks/run_study.py."""',
         "",
-        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer",
-        "from study import baselines, trials",
-        "from study.schedules import AuxiliaryNetwork, Scheduled",
-        "",
-        "from nnunet_caml import variants",
-        "from nnunet_caml import trainer as caml",
-        "",
-        "PLACES = (baselines, trials, variants, caml)",
-        "",
-        "",
-        "def find(name):",
-        '    """The class of that name."""',
-        '    if name == "nnUNetTrainer":',
-        "        return nnUNetTrainer",
-        "    return next(getattr(place, name) for place in PLACES if hasattr(place, name))",
+        "from study.schedules import AuxiliaryNetwork, Scheduled, find_trainer",
         "",
     ]
-    for arm in study.arms:
-        for seed in (-1, *study.seeds):
+    written = set()
+    for run in study.runs():
+        trainer = find_trainer(run.arm.trainer)
+        attributes = {**run.arm.attributes, **run.arm.by_labeled.get(str(run.labeled), {})}
+        for key in attributes:
+            if not hasattr(trainer, key) and not hasattr(Scheduled, key):
+                raise StudyError(f"arm {run.arm.name}: {run.arm.trainer} has no attribute {key!r}.")
+        for seed in (-1, run.seed):
+            name = trainer_name(replace(run, seed=seed))
+            if name in written:
+                continue
+            written.add(name)
             epochs, iterations = study.iterations // study.iterations_per_epoch, study.iterations_per_epoch
             if seed < 0:
                 epochs, iterations = TIMING
-            name = trainer_name(arm, seed)
+            auxiliary = run.arm.auxiliary and seed >= 0
             lines += [
                 "",
-                f'class {name}(Scheduled, find("{arm.trainer}")):',
+                f'class {name}(Scheduled, find_trainer("{run.arm.trainer}")):',
                 f"    study_epochs = {epochs}",
                 f"    study_iterations = {iterations}",
                 f"    study_seed = {max(seed, 0)}",
-                f"    study_keeps_auxiliary = {arm.auxiliary and seed >= 0}",
-                *(f"    {key} = {value!r}" for key, value in arm.attributes.items()),
+                f"    study_keeps_auxiliary = {auxiliary}",
+                *(f"    {key} = {value!r}" for key, value in attributes.items()),
                 "",
             ]
-            if arm.auxiliary and seed >= 0:
+            if auxiliary:
                 lines += ["", f"class {name}_auxiliary(AuxiliaryNetwork, {name}):", "    pass", ""]
-    (folder / "study_trainers.py").write_text("\n".join(lines), encoding="utf-8")
+    replace_text(folder / "study_trainers.py", "\n".join(lines))
