@@ -24,6 +24,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from tqdm import tqdm
 
+from nnunet_caml import distributed
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
@@ -53,8 +54,8 @@ def fold_share(cases: Sequence[str], fold: Any, splits_file: Path) -> list[str]:
 def predict_for_next_stage(trainer: Any) -> None:
     """Predicts this fold's share of the unlabelled cases for every next stage.
 
-    Predictions newer than the final checkpoint are kept, so ``--val`` continues what was interrupted. Under several GPUs
-    every rank does its part.
+    Predictions newer than the final checkpoint and the case that they are for are kept, so ``--val`` continues what was
+    interrupted. Unlabelled cases that came since are preprocessed first. Under several GPUs every rank does its part.
 
     Args:
         trainer: An ``nnUNetTrainerCAML`` after its validation, whose network is V.
@@ -63,14 +64,16 @@ def predict_for_next_stage(trainer: Any) -> None:
     if not stages:
         return
     targets = {n: UnlabeledDataset.create(trainer.plans_manager, n, trainer.dataset_json) for n in stages}
-    if trainer.local_rank == 0:
-        for target in targets.values():
-            preprocess(target, min(default_num_processes, os.cpu_count() or 1))
-    if trainer.is_ddp:
-        dist.barrier()
-    splits_file = Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json"
-    share = fold_share(trainer.unlabeled.usable_cases(), trainer.fold, splits_file)
-    share = [case for case in share if not _is_predicted(trainer, case, stages)]
+
+    def to_predict() -> list[str]:
+        for dataset in (trainer.unlabeled, *targets.values()):
+            preprocess(dataset, min(default_num_processes, os.cpu_count() or 1))
+        splits_file = Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json"
+        share = fold_share(trainer.unlabeled.usable_cases(), trainer.fold, splits_file)
+        return [case for case in share if not _is_predicted(trainer, case, targets)]
+
+    # one rank says which, because the first predictions of another one would change the answer
+    share = distributed.on_first_rank(to_predict, trainer.local_rank, trainer.is_ddp)
     ranks = dist.get_world_size() if trainer.is_ddp else 1
     mine = share[trainer.local_rank :: ranks]
     trainer.print_to_log_file(f"{len(share)} unlabelled cases are predicted for {', '.join(stages)}.")
@@ -79,7 +82,7 @@ def predict_for_next_stage(trainer: Any) -> None:
     with ProcessPoolExecutor(max(1, default_num_processes), multiprocessing.get_context("spawn")) as pool:
         waiting: list[Future] = []
         for number, case in enumerate(tqdm(mine, "Predicting unlabelled cases", disable=trainer.local_rank != 0)):
-            waiting += [pool.submit(resample_and_save, *task) for task in _tasks(trainer, case, targets)]
+            waiting += [pool.submit(resample_and_move, *task) for task in _tasks(trainer, case, targets)]
             while len(waiting) > 2 * default_num_processes:
                 waiting.pop(0).result()
             # NCCL gives up after minutes without a sign of the others
@@ -92,12 +95,33 @@ def predict_for_next_stage(trainer: Any) -> None:
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
 
 
-def _is_predicted(trainer: Any, case: str, stages: Sequence[str]) -> bool:
+def resample_and_move(logits: torch.Tensor, shape: Sequence[int], output: str, *further: Any) -> None:
+    """nnU-Net's ``resample_and_save``, whole or not at all.
+
+    Args:
+        logits: ``(K, *spatial)``.
+        shape: Of the case in the next stage.
+        output: File to write, without its ending.
+        further: Further arguments of ``resample_and_save``.
+    """
+    final = Path(output)
+    half = final.with_name(f".{final.name}.{os.getpid()}")
+    resample_and_save(logits, shape, str(half), *further)
+    for file in [half.with_name(half.name + ending) for ending in ENDINGS]:
+        if file.is_file():
+            file.replace(final.with_name(final.name + file.suffix))
+
+
+def _is_predicted(trainer: Any, case: str, targets: dict[str, UnlabeledDataset]) -> bool:
     checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
     if not checkpoint.is_file():
         return False
-    files = [_prediction(Path(trainer.output_folder_base) / PREDICTED / stage, case) for stage in stages]
-    return all(file is not None and file.stat().st_mtime > checkpoint.stat().st_mtime for file in files)
+    for stage, target in targets.items():
+        file = _prediction(Path(trainer.output_folder_base) / PREDICTED / stage, case)
+        older = (checkpoint, target.state_file(case))
+        if file is None or any(file.stat().st_mtime <= other.stat().st_mtime for other in older):
+            return False
+    return True
 
 
 def _prediction(folder: Path, case: str) -> Path | None:

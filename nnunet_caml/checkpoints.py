@@ -102,7 +102,8 @@ def load_companion(checkpoint: Path, logger: Any, device: torch.device) -> dict 
     path = companion(checkpoint, len(run_token(logger)))
     if not path.is_file():
         return None
-    state = torch.load(path, map_location=device, weights_only=True)
+    # as nnU-Net loads the checkpoint beside it; those of earlier versions may hold strings of numpy
+    state = torch.load(path, map_location=device, weights_only=False)
     return state if state.pop("run") == run_token(logger) else None
 
 

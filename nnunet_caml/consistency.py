@@ -12,6 +12,7 @@ What the paper does not speak of, and what is done here:
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ CONSISTENCIES = ("sharpened", "labels")
 def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in float32, or as it is if it is more precise: losses are computed like this under mixed precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """No mixed precision inside. nnU-Net uses none on ``mps``, where torch 2.3 and 2.4 even refuse to be asked for none."""
+    return nullcontext() if device.type == "mps" else torch.autocast(device.type, enabled=False)
 
 
 def sharpen(logits: Tensor, temperature: float = 0.1, regions: bool = False) -> Tensor:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_caml.consistency import at_least_float32
+from nnunet_caml.consistency import at_least_float32, full_precision
 
 SIMILARITIES = ("dot", "cosine")
 
@@ -225,7 +225,7 @@ def occ_loss(
         ValueError: If ``similarity`` is not one of :data:`SIMILARITIES`.
     """
     check_similarity(similarity)
-    with torch.autocast(features_v.device.type, enabled=False):
+    with full_precision(features_v.device):
         features_v, features_a, memory = (at_least_float32(x) for x in (features_v, features_a, memory))
         if similarity == "cosine":
             features_v, features_a, memory = (F.normalize(x, dim=1) for x in (features_v, features_a, memory))

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
+T = TypeVar("T")
 
-def on_first_rank(task: Callable[[], object], rank: int, is_ddp: bool) -> None:
+
+def on_first_rank(task: Callable[[], T], rank: int, is_ddp: bool) -> T:
     """Runs ``task`` on rank 0 while the others wait, however long it takes.
 
     Args:
@@ -18,25 +20,31 @@ def on_first_rank(task: Callable[[], object], rank: int, is_ddp: bool) -> None:
         rank: Of this process.
         is_ddp: Whether there are others.
 
+    Returns:
+        On every rank what ``task`` gave on the first.
+
     Raises:
         Exception: On rank 0 what ``task`` raised.
         RuntimeError: On the others, with its message: all ranks have to stop when one does.
     """
     problem = None
+    result: Any = None
     if rank == 0:
         try:
-            task()
+            result = task()
         except Exception as error:
             problem = error
     if is_ddp:
         # NCCL would give up after minutes
         group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-        message = [None if problem is None else f"{type(problem).__name__}: {problem}"]
+        message = [None if problem is None else f"{type(problem).__name__}: {problem}", result]
         dist.broadcast_object_list(message, 0, group=group)
-        if problem is None and message[0] is not None:
-            raise RuntimeError(f"Rank 0 stopped: {message[0]}")
+        said, result = message
+        if problem is None and said is not None:
+            raise RuntimeError(f"Rank 0 stopped: {said}")
     if problem is not None:
         raise problem
+    return result
 
 
 def broadcast_state(modules: Sequence[nn.Module]) -> None:

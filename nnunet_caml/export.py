@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from nnunet_caml.unlabeled import DATASET_KEY
+
 STOCK_TRAINER = "nnUNetTrainer"
 
 
@@ -98,9 +100,10 @@ def export(
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(f"{installed}/plans.json", json.dumps(plans, indent=4))
-            for name in ("dataset.json", "dataset_fingerprint.json"):
-                if (model_folder / name).is_file():
-                    archive.write(model_folder / name, f"{installed}/{name}")
+            description = json.loads((model_folder / "dataset.json").read_text(encoding="utf-8"))
+            archive.writestr(f"{installed}/dataset.json", json.dumps(without_cases(description), indent=4))
+            if (model_folder / "dataset_fingerprint.json").is_file():
+                archive.write(model_folder / "dataset_fingerprint.json", f"{installed}/dataset_fingerprint.json")
             for fold, file in checkpoints.items():
                 archive.writestr(f"{installed}/fold_{fold}/{checkpoint_name}", stock_checkpoint(file, plans))
             for file in sorted(model_folder.glob("crossval_results_folds_*/*")):
@@ -112,13 +115,20 @@ def export(
     return installed
 
 
+def without_cases(dataset_json: dict) -> dict:
+    """``dataset.json`` without the list of unlabelled cases, whose names and places concern nobody else."""
+    return {key: value for key, value in dataset_json.items() if key != DATASET_KEY}
+
+
 def stock_checkpoint(file: Path, plans: dict) -> bytes:
     """A checkpoint as ``nnUNetTrainer`` would have saved it, without the state that only training needs."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     checkpoint["trainer_name"] = STOCK_TRAINER
     checkpoint["optimizer_state"] = None
     checkpoint["grad_scaler_state"] = None
-    checkpoint["init_args"] = {**checkpoint["init_args"], "plans": plans, "device": torch.device("cpu")}
+    arguments = checkpoint["init_args"]
+    arguments = {**arguments, "dataset_json": without_cases(arguments["dataset_json"])}
+    checkpoint["init_args"] = {**arguments, "plans": plans, "device": torch.device("cpu")}
     checkpoint["logging"] = {k: v for k, v in checkpoint["logging"].items() if not k.startswith("caml_")}
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)

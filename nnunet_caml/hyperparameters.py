@@ -83,6 +83,11 @@ class Hyperparameters:
             value = getattr(self, name)
             if not allowed(value):
                 raise ValueError(f"{type(self).__name__}.{name} must be {words}, got {value!r}")
+        if self.memory_max_rows_per_class < self.memory_per_class:
+            raise ValueError(
+                f"{type(self).__name__}.memory_max_rows_per_class must be at least memory_per_class "
+                f"({self.memory_per_class}), or none could be drawn; got {self.memory_max_rows_per_class}"
+            )
 
 
 Rule = tuple[Callable[[Any], bool], str]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_caml.consistency import full_precision
 from nnunet_caml.correlation import Correlation, occ_loss, select_voxels, voxels_per_class
 from nnunet_caml.heads import NetworkHeads
 from nnunet_caml.labels import LabelSpace
@@ -114,7 +115,7 @@ class MutualLearning(nn.Module):
         was_training = self.training
         self.heads_v.eval()
         self.heads_a.eval()
-        with torch.autocast(features_v.device.type, enabled=False):
+        with full_precision(features_v.device):
             for b, case in enumerate(cases):
                 index, counts = random_correct_voxels(
                     correct[b].flatten(), classes[b].flatten(), self.labels.num_classes, self.memory.slots
@@ -149,7 +150,7 @@ class MutualLearning(nn.Module):
                 predicted_v.numel(), self.labels.num_classes, self.num_filtered, self.max_filtered, self.max_filtered_share
             ),
         )
-        with torch.autocast(features_v.device.type, enabled=False):
+        with full_precision(features_v.device):
             embedded_v = self.heads_v(voxel_features(features_v, selection.positions), selection.valid)
             embedded_a = self.heads_a(voxel_features(features_a, selection.positions), selection.valid)
             return occ_loss(

@@ -24,7 +24,8 @@ class MemorySample(NamedTuple):
 
     Attributes:
         embeddings: ``(K * per_class, D)``.
-        valid: ``(K * per_class,)`` bool; whole classes are valid or not.
+        valid: ``(K * per_class,)`` bool. None of a class that holds fewer than ``per_class`` voxels; else all, unless cases
+            have to share the rows (see :class:`MemoryBank`) and too few have been visited.
     """
 
     embeddings: Tensor

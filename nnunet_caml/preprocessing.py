@@ -30,7 +30,8 @@ from nnunet_caml.unlabeled import (
     CaseState,
     UnlabeledDataError,
     UnlabeledDataset,
-    source_sizes,
+    read_sources,
+    same_sources,
     voxel_digest,
 )
 
@@ -139,7 +140,7 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
         dataset.state_file(case).unlink(missing_ok=True)
         for file in sorted(temporary.iterdir()):
             file.replace(dataset.folder / file.name)
-        CaseState(dataset.fingerprint(), source_sizes(list(files)), content).write(dataset.state_file(case))
+        CaseState(dataset.fingerprint(), read_sources(case, files), content).write(dataset.state_file(case))
     except UnlabeledDataError as error:
         return str(error)
     except Exception as error:
@@ -201,7 +202,10 @@ def is_leftover(temporary: Path) -> bool:
             pass
         return False
     # of another machine: it cannot be asked, and no case takes a day
-    return time.time() - temporary.stat().st_mtime > 86400
+    try:
+        return time.time() - temporary.stat().st_mtime > 86400
+    except FileNotFoundError:  # its owner has just finished
+        return False
 
 
 def needs_work(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> bool:
@@ -210,7 +214,7 @@ def needs_work(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> b
     if state is None or state.fingerprint != dataset.fingerprint():
         return True
     # A missing raw file is reported when the case is done anew, not when it was done before the file went.
-    return all(f.is_file() for f in files) and state.sources != source_sizes(list(files))
+    return all(f.is_file() for f in files) and not same_sources(state.sources, case, files)
 
 
 def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: int = 1) -> int:

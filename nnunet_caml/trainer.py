@@ -90,7 +90,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             auxiliary,
             vanilla.decoder.seg_layers[-1].in_channels,
             self.labels,
-            list(training_cases),
+            training_cases,
             width=self.embedding_width,
             per_class=self.memory_per_class,
             max_rows_per_class=self.memory_max_rows_per_class,
@@ -139,7 +139,9 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if self.fold != "all":
             splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
             split_few_cases(self.preprocessed_dataset_folder, splits_file, self.print_to_log_file)
-        return super().do_split()
+        training, validation = super().do_split()
+        # numpy's strings, where nnU-Net has just made the split, would go into the companion files, which are to be plain
+        return [str(case) for case in training], [str(case) for case in validation]
 
     def prepare_unlabeled(self) -> None:
         """Checks the data and preprocesses unlabelled cases that are not done yet; one rank does it, the others wait.
@@ -190,13 +192,15 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))
             self.print_to_log_file(f"Pretrained weights: {copied} tensors copied to the auxiliary network as well.")
         super().on_train_start()
-        if self._rng_to_restore is not None:
+        # they are those of rank 0; with them, others that load data themselves would draw the same patches
+        if self._rng_to_restore is not None and self.local_rank == 0:
             checkpoints.set_rng_state(self._rng_to_restore)
 
     def on_train_end(self) -> None:
         super().on_train_end()
         self.dataloader_train.finish()
-        checkpoints.remove_companions(Path(self.output_folder) / "checkpoint_latest.pth")
+        if self.local_rank == 0:  # who has just written the final checkpoint
+            checkpoints.remove_companions(Path(self.output_folder) / "checkpoint_latest.pth")
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -351,8 +355,11 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
     # ---------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
-        """A stock checkpoint of V, and beside it a companion file with all else a run needs to be continued."""
-        if self.local_rank != 0 or self.disable_checkpointing:
+        """A stock checkpoint of V, and beside it a companion file with all else a run needs to be continued.
+
+        No companion for a finished run whose own is lost: A is an untrained one then.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing or self._companion_missing is not None:
             super().save_checkpoint(filename)
             return
         state = checkpoints.companion_state(self.caml, self.auxiliary_optimizer)

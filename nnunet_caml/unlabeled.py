@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +28,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 RAW_FOLDER = "imagesUn"
 DATASET_KEY = "unlabeled"
 STATE_FOLDER = ".state"
+#: what nnU-Net's reader of 3-D TIFF looks for beside a case's images: CASE.json with the spacing
+SIDECAR = ".json"
 
 
 class UnlabeledDataError(ValueError):
@@ -48,24 +50,31 @@ def list_folder(folder: Path, file_ending: str, channels: int) -> dict[str, list
         channels: That each case must have.
 
     Returns:
-        For every case identifier the files of its channels, in order.
+        For every case identifier its files, in the order of the channels. A file may hold several channels (colour PNG,
+        4-D NIfTI), so all cases may have fewer files than channels; reading them tells whether they are all there.
 
     Raises:
-        UnlabeledDataError: If a file is not named so, or a case has channels too few or too many.
+        UnlabeledDataError: If a file is not named so, or a case has files too many or fewer than the others.
     """
     found: dict[str, dict[int, Path]] = defaultdict(dict)
+    others = []
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.is_dir():
             continue
         match = re.fullmatch(r"(.+)_(\d{4})" + re.escape(file_ending), file.name)
         if match is None:
+            others.append(file)
+        else:
+            found[match[1]][int(match[2])] = file
+    for file in others:
+        if file.name.removesuffix(SIDECAR) not in found:
             raise UnlabeledDataError(
                 f"{file} is not named like nnU-Net's images: expected CASE_0000{file_ending} (the case identifier, "
                 f"the channel in four digits, and the file_ending of dataset.json). Rename it or move it elsewhere."
             )
-        found[match[1]][int(match[2])] = file
+    of_each = min(channels, max(map(len, found.values()), default=0))
     for case, files in found.items():
-        if missing := [c for c in range(channels) if c not in files]:
+        if missing := [c for c in range(of_each) if c not in files]:
             raise UnlabeledDataError(
                 f"Unlabelled case {case} in {folder} lacks channel {missing[0]:04d}: dataset.json names {channels} "
                 f"channel(s), found {', '.join(f.name for f in files.values())}. Add the file or remove the case."
@@ -75,7 +84,7 @@ def list_folder(folder: Path, file_ending: str, channels: int) -> dict[str, list
                 f"Unlabelled case {case} in {folder} has {len(files)} channels, dataset.json names {channels}: "
                 f"remove {files[max(files)].name} or correct channel_names."
             )
-    return {case: [files[c] for c in range(channels)] for case, files in found.items()}
+    return {case: [files[c] for c in range(of_each)] for case, files in found.items()}
 
 
 def list_entry(entry: Any, folder: Path, channels: int) -> dict[str, list[Path]]:
@@ -86,10 +95,10 @@ def list_entry(entry: Any, folder: Path, channels: int) -> dict[str, list[Path]]
     cases = {}
     for case, value in entry.items():
         images = value.get("images") if isinstance(value, dict) else None
-        if not isinstance(images, list) or len(images) != channels:
+        if not isinstance(images, list) or not 1 <= len(images) <= channels:
             raise UnlabeledDataError(
                 f'{where} gives for case {case} {value!r}; expected {{"images": [...]}} with one file for each of the '
-                f"{channels} channel(s) of dataset.json."
+                f"{channels} channel(s) of dataset.json, or fewer that hold them all."
             )
         # joining with an absolute path gives the absolute path
         cases[case] = [folder / os.path.expandvars(image) for image in images]
@@ -140,7 +149,7 @@ class UnlabeledDataset:
         unlabelled cases can be added later.
 
         Raises:
-            UnlabeledDataError: As :func:`list_folder`; also if a case is named in both places, or is labelled too.
+            UnlabeledDataError: As :func:`list_folder`; also if a case is named in both places.
         """
         if self.raw_folder is None or not self.raw_folder.is_dir():
             return {}
@@ -195,12 +204,12 @@ class CaseState:
 
     Attributes:
         fingerprint: Of the plans it was preprocessed with.
-        sources: Size in bytes of each raw file, by name. A raw case whose files differ is done again.
+        sources: Of the raw files, see :func:`read_sources`. A raw case whose files differ is done again.
         content: Digest of the preprocessed voxels: equal for two cases exactly if their voxels are equal.
     """
 
     fingerprint: str
-    sources: dict[str, int]
+    sources: dict[str, Any]
     content: str
 
     @classmethod
@@ -218,9 +227,41 @@ class CaseState:
         temporary.replace(file)
 
 
-def source_sizes(files: list[Path]) -> dict[str, int]:
-    """Sizes of raw files by name, as recorded in :class:`CaseState`."""
-    return {file.name: file.stat().st_size for file in files}
+def source_files(case: str, files: Sequence[Path]) -> list[Path]:
+    """Raw files of a case: its images, and the file with their spacing if there is one."""
+    sidecar = files[0].with_name(case + SIDECAR)
+    return [*files, sidecar] if sidecar.is_file() else list(files)
+
+
+def read_sources(case: str, files: Sequence[Path]) -> dict[str, list]:
+    """Size in bytes, time of the last change in ns, and digest of each raw file of a case, by name."""
+    described = {}
+    for file in source_files(case, files):
+        status = file.stat()
+        described[file.name] = [status.st_size, status.st_mtime_ns, file_digest(file)]
+    return described
+
+
+def same_sources(recorded: Mapping[str, Any], case: str, files: Sequence[Path]) -> bool:
+    """Whether the raw files of a case are those of :func:`read_sources`. They are read only if their time has changed."""
+    there = {file.name: file for file in source_files(case, files)}
+    if recorded.keys() != there.keys():
+        return False
+    for name, file in there.items():
+        size, changed, digest = recorded[name] if isinstance(recorded[name], list) else (None, None, None)
+        status = file.stat()
+        if status.st_size != size or (status.st_mtime_ns != changed and file_digest(file) != digest):
+            return False
+    return True
+
+
+def file_digest(file: Path) -> str:
+    """Digest of the bytes of a file."""
+    digest = sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def voxel_digest(data: Any) -> str:

@@ -183,8 +183,9 @@ def test_what_is_there_is_not_announced_as_work(tmp_path: Path):
 def test_two_processes_share_a_study(tmp_path: Path):
     """Nobody does what another process does in the same folder; numbers of data sets are given once."""
     work = Workspace(tmp_path, tmp_path)
-    code = "import sys; from pathlib import Path as P; from study.commands import Workspace; work = Workspace(*[P(sys.argv[1])] * 2)"
-    ids = f"{code}; [print(work.dataset_id(sys.argv[2] + str(i))) for i in range(20)]"
+    code = "import sys; from pathlib import Path; from study.commands import Workspace\nfolder = Path(sys.argv[1])\n"
+    code += "work = Workspace(folder, folder)"
+    ids = f"{code}\n[print(work.dataset_id(sys.argv[2] + str(i))) for i in range(20)]"
     command = [sys.executable, "-c", ids, str(tmp_path)]
     both = [subprocess.Popen([*command, name], cwd=BENCHMARKS, stdout=subprocess.PIPE, encoding="utf-8") for name in "ab"]
     numbers = [int(line) for process in both for line in process.communicate()[0].split()]

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import blosc2
 import pytest
-from conftest import NAME, Workspace
+import torch
+from conftest import NAME, Workspace, blobs, write_image
 from forked import CommandFailed
 
+from nnunet_caml import cascade
 from nnunet_caml.cascade import fold_share, with_previous_stage
 from nnunet_caml.unlabeled import UnlabeledDataError
 
@@ -43,11 +45,16 @@ def test_both_stages(workspace: Workspace):
     full = workspace.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / "un_0.b2nd"
     assert blosc2.open(str(predicted / "un_0.b2nd")).shape == blosc2.open(str(full)).shape[1:]
 
-    # --val again: what is newer than the checkpoint is kept, what is missing is made
+    # --val again: what is newer than the checkpoint is kept, what is missing is made, for cases that came since, too
     (predicted / "un_3.b2nd").unlink()
+    write_image(blobs(300)[0], workspace.raw / "imagesUn/un_5_0000.nii.gz")
+    write_image(blobs(301)[0], workspace.raw / "imagesUn/un_2_0000.nii.gz")
+    older = (predicted / "un_2.b2nd").stat().st_mtime_ns
     before = (predicted / "un_1.b2nd").stat().st_mtime_ns
     workspace.call(*command.format("3d_lowres", "all").split(), "--val")
     assert (predicted / "un_3.b2nd").is_file()
+    assert (predicted / "un_5.b2nd").is_file()
+    assert (predicted / "un_2.b2nd").stat().st_mtime_ns > older, "its image is another one now"
     assert (predicted / "un_1.b2nd").stat().st_mtime_ns == before
 
     workspace.call(*command.format("3d_cascade_fullres", "all").split())
@@ -59,6 +66,22 @@ def test_both_stages(workspace: Workspace):
         "nnUNetv2_predict", *images, "-c", "3d_cascade_fullres", "-o", high, "-prev_stage_predictions", low, *options
     )
     assert len(list(high.glob("ts_*.nii.gz"))) == 2
+
+
+def test_half_a_prediction_is_none(tmp_path: Path, monkeypatch):
+    """Whoever is killed while a prediction is written leaves nothing that looks like one."""
+
+    def killed(logits, shape, output: str) -> None:
+        Path(f"{output}.b2nd").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cascade, "resample_and_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cascade.resample_and_move(torch.zeros(1), [1], str(tmp_path / "un_0"))
+    assert cascade._prediction(tmp_path, "un_0") is None
+    monkeypatch.setattr(cascade, "resample_and_save", lambda logits, shape, output: Path(f"{output}.b2nd").touch())
+    cascade.resample_and_move(torch.zeros(1), [1], str(tmp_path / "un_0"))
+    assert cascade._prediction(tmp_path, "un_0") == tmp_path / "un_0.b2nd"
 
 
 def test_folds_share_the_unlabelled_cases(tmp_path: Path):

@@ -29,6 +29,7 @@ NAMES = list(Hyperparameters.__annotations__)
         ("memory_per_class", 256.0, "a whole number from 1, got 256.0"),
         ("max_filtered_share", 1.28, "a number above 0, at most 1, got 1.28"),
         ("share_encoder", "no", "True or False, got 'no'"),
+        ("memory_max_rows_per_class", 255, "at least memory_per_class (256), or none could be drawn; got 255"),
         ("epochs", 0, "None or a whole number from 1, got 0"),
     ],
 )

@@ -77,6 +77,54 @@ def test_continued_run_is_restored_bit_for_bit_and_ends_where_an_unbroken_one_do
     assert resumed.current_epoch == unbroken.current_epoch == 2
 
 
+def add_labeled(workspace: Workspace, number: int) -> None:
+    """More preprocessed labelled cases, copies of those there."""
+    for i in range(4, number):
+        for folder, endings in (("nnUNetPlans_3d_fullres", (".b2nd", "_seg.b2nd", ".pkl")), ("gt_segmentations", (".nii.gz",))):
+            for ending in endings:
+                source = workspace.preprocessed / folder / f"tr_{i % 4}{ending}"
+                shutil.copy(source, source.with_name(f"tr_{i}{ending}"))
+    file = workspace.preprocessed / "dataset.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**description, "numTraining": number}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("labeled", "fold"), [(6, 0), (2, 4)])
+def test_first_training_of_a_data_set_continues(workspace: Workspace, make_trainer, labeled: int, fold: int):
+    """Where nnU-Net has made the split itself in the same process, its identifiers are numpy's strings."""
+    if labeled == 6:
+        add_labeled(workspace, labeled)
+    else:  # a fold beyond those of the file: nnU-Net draws cases by lot
+        (workspace.preprocessed / "splits_final.json").write_text(json.dumps([{"train": ["tr_0"], "val": ["tr_1"]}]))
+    assert labeled == 2 or not (workspace.preprocessed / "splits_final.json").exists()
+    trainer = make_trainer(fold=fold)
+    trainer.num_epochs = 1
+    trainer.run_training()
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    torch.load(checkpoints.companion(final, 1), weights_only=True)
+    again = make_trainer(fold=fold, resume=True)
+    again.load_checkpoint(str(final))
+    assert all(torch.equal(a, b) for a, b in zip(state(again).values(), state(trainer).values(), strict=True))
+
+
+def test_a_finished_run_without_its_companion_gets_no_untrained_one(make_trainer):
+    trainer = make_trainer()
+    trainer.num_epochs = 1
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    checkpoints.remove_companions(folder / "checkpoint_final.pth")
+    again = make_trainer(resume=True)
+    again.num_epochs = 1
+    again.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    again.run_training()
+    assert (folder / "checkpoint_final.pth").is_file()
+    assert not checkpoints.companions(folder / "checkpoint_final.pth")
+    longer = make_trainer(resume=True)
+    longer.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_final_caml_0001\.pth is missing"):
+        longer.on_train_start()
+
+
 def test_more_unlabelled_than_labelled_patches(make_trainer):
     """The whole epoch is trained on them: CMA, consistency, memory and OCC take them as they come."""
     trainer = make_trainer()

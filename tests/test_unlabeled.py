@@ -11,13 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import skimage.io
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from conftest import Workspace, blobs, write_image
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.unlabeled import STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
+from nnunet_caml.preprocessing import is_leftover, preprocess
+from nnunet_caml.unlabeled import (
+    STATE_FOLDER,
+    UnlabeledDataError,
+    UnlabeledDataset,
+    list_folder,
+    read_sources,
+    same_sources,
+)
 
 
 def dataset(workspace: Workspace, configuration: str = "3d_tiny") -> UnlabeledDataset:
@@ -116,6 +124,72 @@ def test_changed_patch_size_is_not_done_again_and_a_changed_image_is(workspace: 
     assert preprocess(dataset(workspace), 1) == 0
     write_image(blobs(77)[0][:, :-1], workspace.raw / "imagesUn/un_3_0000.nii.gz")
     assert preprocess(dataset(workspace), 1) == 1
+
+
+def test_an_image_changed_in_place_is_done_again_and_one_that_was_only_copied_is_not(workspace: Workspace):
+    """Uncompressed images of one shape have one size."""
+    description = workspace.raw / "dataset.json"
+    description.write_text(description.read_text(encoding="utf-8").replace(".nii.gz", ".nii"), encoding="utf-8")
+    for file in (workspace.raw / "imagesUn").iterdir():
+        file.unlink()
+    files = [workspace.raw / f"imagesUn/un_{i}_0000.nii" for i in range(3)]
+    for i, file in enumerate(files):
+        write_image(blobs(i)[0], file)
+    assert preprocess(dataset(workspace), 1) == 3
+    size = files[0].stat().st_size
+    write_image(blobs(77)[0], files[0])
+    assert files[0].stat().st_size == size
+    os.utime(files[1], ns=(1, 1))
+    assert preprocess(dataset(workspace), 1) == 1
+
+
+def test_files_with_several_channels(workspace: Workspace):
+    """Such as the colour PNG of nnU-Net's own example: one file for three channels."""
+    for folder in (workspace.raw, workspace.preprocessed):
+        file = folder / "dataset.json"
+        content = {
+            **json.loads(file.read_text(encoding="utf-8")),
+            "channel_names": dict(enumerate("RGB")),
+            "file_ending": ".png",
+        }
+        file.write_text(json.dumps(content), encoding="utf-8")
+    plans_file = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    plans["image_reader_writer"] = "NaturalImage2DIO"
+    flat = {"patch_size": [16, 16], "spacing": [1.0, 1.0], "normalization_schemes": ["ZScoreNormalization"] * 3}
+    plans["configurations"]["3d_fullres"].update(flat, use_mask_for_norm=[False] * 3)
+    plans_file.write_text(json.dumps(plans), encoding="utf-8")
+    shutil.rmtree(workspace.raw / "imagesUn")
+    (workspace.raw / "imagesUn").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        skimage.io.imsave(workspace.raw / f"imagesUn/un_{i}_0000.png", rng.integers(1, 255, (24, 20, 3), np.uint8))
+    assert preprocess(dataset(workspace), 1) == 2
+    skimage.io.imsave(workspace.raw / "imagesUn/grey_0000.png", rng.integers(1, 255, (24, 20), np.uint8))
+    with pytest.raises(UnlabeledDataError, match=r"case grey \(grey_0000\.png\) has 1 channels, the plans were made for 3"):
+        preprocess(dataset(workspace), 1)
+
+
+def test_some_cases_with_fewer_files_than_others(tmp_path: Path):
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(UnlabeledDataError, match=r"case b .* lacks channel 0001: dataset\.json names 2"):
+        list_folder(tmp_path, ".nii.gz", 2)
+
+
+def test_spacing_beside_tiff_images(tmp_path: Path):
+    """nnU-Net's reader of 3-D TIFF takes the spacing from CASE.json."""
+    for name in ("a_0000.tif", "a.json", "b_0000.tif"):
+        (tmp_path / name).write_text(name)
+    cases = list_folder(tmp_path, ".tif", 1)
+    assert cases == {case: [tmp_path / f"{case}_0000.tif"] for case in "ab"}
+    before = read_sources("a", cases["a"])
+    assert same_sources(before, "a", cases["a"])
+    (tmp_path / "a.json").write_text("b.json")
+    assert not same_sources(before, "a", cases["a"]), "another spacing is another image"
+    (tmp_path / "c.json").touch()
+    with pytest.raises(UnlabeledDataError, match=r"c\.json is not named like"):
+        list_folder(tmp_path, ".tif", 1)
 
 
 def test_entry_of_dataset_json_leaves_files_where_they_are(workspace: Workspace, tmp_path: Path, monkeypatch):
@@ -255,6 +329,10 @@ def test_a_full_disk_is_said_and_nothing_is_lost(workspace: Workspace):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert contents(d.folder) == before
     assert preprocess(d, 1) == 2
+
+
+def test_what_another_node_has_just_finished_is_no_leftover(tmp_path: Path):
+    assert not is_leftover(tmp_path / "tmp-case@elsewhere@1")
 
 
 def test_leftovers_of_dead_processes_are_removed(workspace: Workspace):
