@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 __all__ = ["DATASET", "SIZES", "plans", "prepare"]
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -16,7 +18,11 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def prepare(folder: Path) -> None:
-    """A data set of file names in nnU-Net's folders, and plans of the wanted size; batches are made up later."""
+    """A data set of file names in nnU-Net's folders, and plans of the wanted size; batches are made up later.
+
+    On a GPU convolutions are chosen by trial, as ``nnUNetv2_train`` has it; nothing is compiled.
+    """
+    torch.backends.cudnn.benchmark = True
     names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     os.environ |= {name: str(folder / name) for name in names} | {"nnUNet_compile": "F", "nnUNet_wandb_enabled": "0"}
     data = folder / "nnUNet_preprocessed" / "Dataset001_Cost"

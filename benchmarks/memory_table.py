@@ -141,6 +141,7 @@ def lower_bound_bytes(content: dict[str, Any], attributes: dict[str, Any]) -> in
 
 def take_steps(content: dict[str, Any], attributes: dict[str, Any], device: str) -> None:
     """Three steps of CAML after the ramp-up, on noise with one bright half."""
+    torch.backends.cudnn.benchmark = True  # as nnUNetv2_train has it
     trainer = make_trainer(content, attributes, device)
     trainer.initialize()
     trainer.network.train()

@@ -2,7 +2,8 @@
 """Hides labels of a data set in nnU-Net's raw format, to learn how much the labels are worth.
 
 SOURCE is a folder DatasetXXX_Name with imagesTr, labelsTr and dataset.json. The cases that keep their label are drawn
-by lot, or listed; the others become unlabelled. Cases in imagesTs stay test cases, cases in imagesUn stay unlabelled.
+by lot, or listed; the others become unlabelled. Cases in imagesTs stay test cases, those in imagesUn or in the entry
+"unlabeled" of dataset.json stay unlabelled.
 Files are copied as they are, in the format they have. With the same --seed and --test, fewer labels are a subset of
 more.
 """
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main
+from nnunet_caml.conversion.writer import UNLABELED_KEY
 
-REPLACED = ("name", "channel_names", "labels", "numTraining", "file_ending", "dataset", "licence", "reference")
+REPLACED = ("name", "channel_names", "labels", "numTraining", "file_ending", "dataset", "licence", "reference", UNLABELED_KEY)
 
 
 def description(source: Path) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def dataset(source: Path, options: Namespace) -> Dataset:
 
 
 def find(source: Path, options: Namespace) -> Iterable[Case]:
-    """The cases of ``imagesTr`` (or of the list in ``dataset.json``), ``imagesTs`` and ``imagesUn``."""
+    """The cases of ``imagesTr`` (or of the list in ``dataset.json``), ``imagesTs``, ``imagesUn`` and the entry "unlabeled"."""
     content = description(source)
     ending = content["file_ending"]
     if "dataset" in content:  # nnU-Net's way of naming files in any place
@@ -77,6 +79,8 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
         yield Case(identifier, images, label if label.exists() else None, test=True)
     for identifier, images in channel_files(source / "imagesUn", ending):
         yield Case(identifier, images)
+    for identifier, entry in content.get(UNLABELED_KEY, {}).items():
+        yield Case(identifier, [source / expandvars(image) for image in entry["images"]])
 
 
 def channel_files(folder: Path, ending: str) -> Iterable[tuple[str, list[Path]]]:

@@ -54,6 +54,20 @@ def test_hide_labels_where_dataset_json_lists_the_files(tmp_path, raw, monkeypat
     verify(target, monkeypatch)
 
 
+def test_hide_labels_where_dataset_json_lists_unlabelled_cases(tmp_path, raw, monkeypatch):
+    """Paths that start at the source's folder are found from the new one as well."""
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    (source / "imagesUn").rename(source / "far")
+    content = dataset_json(source)
+    content["unlabeled"] = {"u0": {"images": ["far/u0_0000.nii.gz"]}}
+    (source / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 2, "--link")
+    target = raw / "Dataset051_Mine"
+    assert "u0" in split_of(target)["unlabeled"]
+    assert "unlabeled" not in dataset_json(target)
+    assert (target / "imagesUn" / "u0_0000.nii.gz").read_bytes() == (source / "far" / "u0_0000.nii.gz").read_bytes()
+
+
 def test_hide_labels_keeps_two_dimensional_colour_images(tmp_path, raw, monkeypatch):
     source = tmp_path / "Dataset050_Photos"
     for number in range(3):

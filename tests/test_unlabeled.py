@@ -158,6 +158,8 @@ def test_files_with_several_channels(workspace: Workspace):
     plans["image_reader_writer"] = "NaturalImage2DIO"
     flat = {"patch_size": [16, 16], "spacing": [1.0, 1.0], "normalization_schemes": ["ZScoreNormalization"] * 3}
     plans["configurations"]["3d_fullres"].update(flat, use_mask_for_norm=[False] * 3)
+    intensities = plans["foreground_intensity_properties_per_channel"]
+    intensities.update(dict.fromkeys("12", intensities["0"]))
     plans_file.write_text(json.dumps(plans), encoding="utf-8")
     shutil.rmtree(workspace.raw / "imagesUn")
     (workspace.raw / "imagesUn").mkdir()
