@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from study import trials
+from study import baselines, trials
 
 
 def started(make_trainer, kind: type):
@@ -15,6 +15,19 @@ def started(make_trainer, kind: type):
     trainer.on_train_epoch_start()
     trainer.iteration = 10**6  # after the ramp-up
     return trainer
+
+
+def test_a_teacher_without_gradients_takes_a_step_under_a_gradient_scaler(make_trainer):
+    """As on a GPU, where nnU-Net scales the loss: what has no gradient is left to the moving average."""
+    trainer = started(make_trainer, baselines.nnUNetTrainerMeanTeacher)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    networks = (trainer.network, trainer.caml.auxiliary)
+    before = [[p.detach().clone() for p in network.parameters()] for network in networks]
+    trainer.train_step(next(trainer.dataloader_train))
+    assert all(
+        any(not torch.equal(a, b) for a, b in zip(old, network.parameters(), strict=True))
+        for old, network in zip(before, networks, strict=True)
+    )
 
 
 def test_views_share_their_geometry_and_differ_in_intensity(make_trainer):
