@@ -140,7 +140,7 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
         dataset.state_file(case).unlink(missing_ok=True)
         for file in sorted(temporary.iterdir()):
             file.replace(dataset.folder / file.name)
-        CaseState(dataset.fingerprint(), read_sources(case, files), content).write(dataset.state_file(case))
+        CaseState(dataset.fingerprint(), read_sources(files), content).write(dataset.state_file(case))
     except UnlabeledDataError as error:
         return str(error)
     except Exception as error:
@@ -214,7 +214,7 @@ def needs_work(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> b
     if state is None or state.fingerprint != dataset.fingerprint():
         return True
     # A missing raw file is reported when the case is done anew, not when it was done before the file went.
-    return all(f.is_file() for f in files) and not same_sources(state.sources, case, files)
+    return all(f.is_file() for f in files) and not same_sources(state.sources, files)
 
 
 def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: int = 1) -> int:

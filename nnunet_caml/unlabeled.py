@@ -227,24 +227,25 @@ class CaseState:
         temporary.replace(file)
 
 
-def source_files(case: str, files: Sequence[Path]) -> list[Path]:
+def source_files(files: Sequence[Path]) -> list[Path]:
     """Raw files of a case: its images, and the file with their spacing if there is one."""
-    sidecar = files[0].with_name(case + SIDECAR)
-    return [*files, sidecar] if sidecar.is_file() else list(files)
+    name, is_tiff = re.subn(r"_\d{4}\.tiff?$", SIDECAR, files[0].name, flags=re.IGNORECASE)
+    sidecar = files[0].with_name(name)
+    return [*files, sidecar] if is_tiff and sidecar.is_file() else list(files)
 
 
-def read_sources(case: str, files: Sequence[Path]) -> dict[str, list]:
+def read_sources(files: Sequence[Path]) -> dict[str, list]:
     """Size in bytes, time of the last change in ns, and digest of each raw file of a case, by name."""
     described = {}
-    for file in source_files(case, files):
+    for file in source_files(files):
         status = file.stat()
         described[file.name] = [status.st_size, status.st_mtime_ns, file_digest(file)]
     return described
 
 
-def same_sources(recorded: Mapping[str, Any], case: str, files: Sequence[Path]) -> bool:
+def same_sources(recorded: Mapping[str, Any], files: Sequence[Path]) -> bool:
     """Whether the raw files of a case are those of :func:`read_sources`. They are read only if their time has changed."""
-    there = {file.name: file for file in source_files(case, files)}
+    there = {file.name: file for file in source_files(files)}
     if recorded.keys() != there.keys():
         return False
     for name, file in there.items():

@@ -2,8 +2,11 @@
 
 import inspect
 
+import numpy as np
+import skimage.io
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -16,6 +19,7 @@ from torch._dynamo import OptimizedModule
 from nnunet_caml.cascade import PREDICTED
 from nnunet_caml.preparation import NUM_FOLDS, SPLIT_SEED
 from nnunet_caml.trainer import nnUNetTrainerCAML
+from nnunet_caml.unlabeled import source_files
 
 
 def source(thing: object) -> str:
@@ -34,6 +38,13 @@ def test_initialize():
     text = source(nnUNetTrainer.initialize)
     for part in ("self.network =", "self.optimizer, self.lr_scheduler = self.configure_optimizers()", "self.loss ="):
         assert part in text
+
+
+def test_spacing_beside_tiff_images(tmp_path):
+    skimage.io.imsave(tmp_path / "a_0000.tif", np.zeros((3, 4, 5), np.uint8), check_contrast=False)
+    (tmp_path / "a.json").write_text('{"spacing": [3, 2, 1]}', encoding="utf-8")
+    assert source_files([tmp_path / "a_0000.tif"]) == [tmp_path / "a_0000.tif", tmp_path / "a.json"]
+    assert Tiff3DIO().read_images([str(tmp_path / "a_0000.tif")])[1]["spacing"] == [3, 2, 1]
 
 
 def test_folds_and_seed():

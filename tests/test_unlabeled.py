@@ -185,10 +185,10 @@ def test_spacing_beside_tiff_images(tmp_path: Path):
         (tmp_path / name).write_text(name)
     cases = list_folder(tmp_path, ".tif", 1)
     assert cases == {case: [tmp_path / f"{case}_0000.tif"] for case in "ab"}
-    before = read_sources("a", cases["a"])
-    assert same_sources(before, "a", cases["a"])
+    before = read_sources(cases["a"])
+    assert same_sources(before, cases["a"])
     (tmp_path / "a.json").write_text("b.json")
-    assert not same_sources(before, "a", cases["a"]), "another spacing is another image"
+    assert not same_sources(before, cases["a"]), "another spacing is another image"
     (tmp_path / "c.json").touch()
     with pytest.raises(UnlabeledDataError, match=r"c\.json is not named like"):
         list_folder(tmp_path, ".tif", 1)
