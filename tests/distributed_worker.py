@@ -1,6 +1,6 @@
 """One rank of a training under several processes, as nnU-Net starts one per GPU; here with gloo on the CPU.
 
-Arguments: rank, number of ranks, port, trainer, file for what this rank ends with.
+Arguments: rank, number of ranks, port, configuration, trainer, file for what this rank ends with.
 """
 
 import json
@@ -25,12 +25,12 @@ def save_slowly(content: object, file: str) -> None:
     Path(file).write_text(json.dumps(content), encoding="utf-8")
 
 
-def main(rank: int, ranks: int, port: str, name: str, output: str) -> None:
+def main(rank: int, ranks: int, port: str, configuration: str, name: str, output: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     # nnU-Net wants a GPU per rank, and says so to DistributedDataParallel
     module.DDP = lambda network, device_ids: DistributedDataParallel(network)  # type: ignore[attr-defined]
-    trainer = get_trainer_from_args("101", "3d_tiny", 0, name, "nnUNetPlans", False, torch.device("cpu"))
+    trainer = get_trainer_from_args("101", configuration, 0, name, "nnUNetPlans", False, torch.device("cpu"))
     trainer.device = torch.device("cpu")
     preparation.save_json = save_slowly  # type: ignore[attr-defined]
     do_split = trainer.do_split

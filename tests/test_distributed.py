@@ -8,22 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Workspace
+from conftest import NAME, Workspace
+from test_cascade import add_cascade
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
 @pytest.mark.parametrize(
-    "trainer", ["nnUNetTrainerCAMLShort", pytest.param("nnUNetTrainerCAMLShort_sharedEncoder", marks=pytest.mark.slow)]
+    ("configuration", "trainer"),
+    [
+        ("3d_lowres", "nnUNetTrainerCAMLShort"),
+        pytest.param("3d_tiny", "nnUNetTrainerCAMLShort_sharedEncoder", marks=pytest.mark.slow),
+    ],
 )
-def test_two_ranks(workspace: Workspace, tmp_path: Path, trainer: str):
+def test_two_ranks(workspace: Workspace, tmp_path: Path, configuration: str, trainer: str):
+    add_cascade(workspace.preprocessed / "nnUNetPlans.json")
+    if configuration == "3d_lowres":
+        workspace.call("nnUNetv2_preprocess", "-d", 101, "-c", configuration, "-np", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     files = [tmp_path / f"rank{rank}.pt" for rank in range(2)]
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), "2", port, trainer, str(files[rank])],
+            [sys.executable, str(WORKER), str(rank), "2", port, configuration, trainer, str(files[rank])],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -44,7 +52,12 @@ def test_two_ranks(workspace: Workspace, tmp_path: Path, trainer: str):
     assert first["supervised"] == second["supervised"], "the log is of all ranks"
     # every rank visits every case by and by; after eight patches each has seen at least one
     assert all((rank["memory"].sum(1) > 0).any() for rank in (first, second))
-    fold = workspace.fold(trainer)
+    model = workspace.results / NAME / f"{trainer}__nnUNetPlans__{configuration}"
+    fold = model / "fold_0"
     assert (fold / "checkpoint_final.pth").is_file()
     assert (fold / "validation" / "summary.json").is_file()
     assert sum("preprocessed now" in output for output in outputs) == 1, "one rank prepares the data"
+    if configuration == "3d_lowres":  # the first stage of a cascade: the ranks share the unlabelled cases of the fold
+        predicted = model / "predicted_next_stage" / "3d_cascade_fullres"
+        assert sorted(f.stem for f in predicted.glob("un_*.b2nd")) == ["un_0", "un_4"]
+        assert all("2 unlabelled cases are predicted" in output for output in outputs), "the ranks go by one list"
