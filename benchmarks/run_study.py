@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="run these arms only")
     parser.add_argument("--labeled", nargs="+", type=int, metavar="N", help="with these numbers of labelled cases only")
     parser.add_argument("--subsets", nargs="+", type=int, metavar="SEED", help="with these labelled subsets only")
+    parser.add_argument("--against", metavar="ARM", help="p compares with this arm (default: the first)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     parser.add_argument("--plan", action="store_true", help="say what would be done and how long it takes, and stop")
     parser.add_argument("--report", action="store_true", help="report what is there, run nothing")
@@ -65,6 +66,8 @@ def main() -> int:
         work = Workspace(output, shared, options.device, options.threads, options.workers, options.test, options.mirrored)
         os.environ.update({name: work.variables[name] for name in FOLDERS})  # nnU-Net asks for them when it is imported
         selected = select(study, options.arms, options.labeled, options.subsets)
+        if options.against is not None and options.against not in (names := [arm.name for arm in study.arms]):
+            raise StudyError(f"--against {options.against}: the study {study.name} has {', '.join(names)}.")
         if options.plan:
             write_trainers(study, work.trainers)
             print(report.plan(study, work, selected, options.jobs))
@@ -73,7 +76,8 @@ def main() -> int:
         else:
             if not options.report:
                 run(study, work, selected, options.jobs)
-            print(report.write(study, work, kept.KEPT if options.with_kept else None, selected if options.report else None))
+            shown, figures = selected if options.report else None, kept.KEPT if options.with_kept else None
+            print(report.write(study, work, figures, shown, options.against))
     except (StudyError, CommandError, ConversionError) as error:
         print(f"run_study.py: {error}", file=sys.stderr)
         return 1

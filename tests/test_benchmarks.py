@@ -356,6 +356,13 @@ def test_a_p_compares_the_same_subsets(tmp_path: Path):
     lines = report.table(s, work, report.collect(s, work)).splitlines()
     row = next(line for line in lines if line.startswith("| CAML |"))
     assert row.split("|")[10].strip() == "-", "no difference on subset 0, which is all that both have"
+    for run in s.runs():
+        if run.arm.name == "labelled only" and run.subset == 1:
+            write_figures(work, run, list(truth))
+    lines = report.table(s, work, report.collect(s, work), against="CAML").splitlines()
+    rows = {line.split("|")[1].strip(): line.split("|")[10].strip() for line in lines if line.startswith("| ")}
+    assert rows["CAML"] == "-"
+    assert float(rows["labelled only"]) < 0.01
 
 
 @pytest.fixture

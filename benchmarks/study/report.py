@@ -42,7 +42,9 @@ def plan(study: Study, work: Workspace, selected: list[Run], jobs: int) -> str:
     return "\n".join(lines)
 
 
-def write(study: Study, work: Workspace, kept: Path | None = None, selected: list[Run] | None = None) -> str:
+def write(
+    study: Study, work: Workspace, kept: Path | None = None, selected: list[Run] | None = None, against: str | None = None
+) -> str:
     """Writes ``report/`` and returns the table.
 
     ``cases.csv`` has every case of every run, ``summary.md`` the table, the pictures are named after what they show.
@@ -52,6 +54,7 @@ def write(study: Study, work: Workspace, kept: Path | None = None, selected: lis
         work: Where it was run.
         kept: Folder of kept figures, which stand in for runs that are not finished here.
         selected: In the tables, the learning curve and the bars; all runs, if not given.
+        against: Arm that the others are compared with; the first one, if not given.
     """
     folder = work.measured("report")
     folder.mkdir(exist_ok=True)
@@ -59,7 +62,7 @@ def write(study: Study, work: Workspace, kept: Path | None = None, selected: lis
     if not results:
         return "No run is finished yet."
     _write_csv(folder / "cases.csv", results)
-    text = table(study, work, results, kept)
+    text = table(study, work, results, kept, against)
     (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
     figures.learning_curve(study, case_means(results), folder / "learning_curve.png")
     figures.arms(study, case_means(results), folder / "arms.png")
@@ -114,13 +117,13 @@ def interval(values: list[float]) -> str:
     return f"{v.mean():.3f} ± {half:.3f}"
 
 
-def table(study: Study, work: Workspace, results: dict, kept: Path | None = None) -> str:
+def table(study: Study, work: Workspace, results: dict, kept: Path | None = None, against: str | None = None) -> str:
     """A Markdown table: a row per arm and number of labelled cases; costs are medians of the runs that have any."""
     means = {metric: case_means(results, metric) for metric in METRICS}
     groups = defaultdict(list)
     for arm, labeled, subset, seed in results:
         groups[arm, labeled].append((subset, seed))
-    reference = study.arms[0].name
+    reference = against or study.arms[0].name
     lines = [
         f"{study.name}: {study.iterations} iterations, configuration {study.configuration.name}, last checkpoint, "
         + ("development cases" if study.data.development and not work.test else "test cases")
