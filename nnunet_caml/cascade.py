@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from tqdm import tqdm
 
-from nnunet_caml import distributed
+from nnunet_caml import checkpoints, distributed
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
@@ -54,8 +55,9 @@ def fold_share(cases: Sequence[str], fold: Any, splits_file: Path) -> list[str]:
 def predict_for_next_stage(trainer: Any) -> None:
     """Predicts this fold's share of the unlabelled cases for every next stage.
 
-    Predictions newer than the final checkpoint and the case that they are for are kept, so ``--val`` continues what was
-    interrupted. Unlabelled cases that came since are preprocessed first. Under several GPUs every rank does its part.
+    Predictions by the same weights that are newer than their case are kept, so ``--val`` continues what was interrupted;
+    ``--val_best`` predicts all of them anew, as nnU-Net does with the labelled cases. Unlabelled cases that came since are
+    preprocessed first; those that the next stage lacks are left out. Under several GPUs every rank does its part.
 
     Args:
         trainer: An ``nnUNetTrainerCAML`` after its validation, whose network is V.
@@ -70,6 +72,16 @@ def predict_for_next_stage(trainer: Any) -> None:
             preprocess(dataset, min(default_num_processes, os.cpu_count() or 1))
         splits_file = Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json"
         share = fold_share(trainer.unlabeled.usable_cases(), trainer.fold, splits_file)
+        for stage, dataset in targets.items():
+            done = set(dataset.done_cases())
+            if missing := [case for case in share if case not in done]:
+                trainer.print_to_log_file(
+                    f"WARNING: {len(missing)} unlabelled cases, such as {missing[0]}, are not preprocessed for {stage} and "
+                    f"not predicted for it. Run `nnunet-caml preprocess -d {trainer.plans_manager.dataset_name} -c {stage} "
+                    f"-p {trainer.plans_manager.plans_name}` where the raw data is, then nnUNetv2_train with --val."
+                )
+            share = [case for case in share if case in done]
+        _record_weights(trainer)
         return [case for case in share if not _is_predicted(trainer, case, targets)]
 
     # one rank says which, because the first predictions of another one would change the answer
@@ -105,20 +117,33 @@ def resample_and_move(logits: torch.Tensor, shape: Sequence[int], output: str, *
         further: Further arguments of ``resample_and_save``.
     """
     final = Path(output)
-    half = final.with_name(f".{final.name}.{os.getpid()}")
+    half = final.with_name(f".{final.name}.{uuid4().hex}")
     resample_and_save(logits, shape, str(half), *further)
     for file in [half.with_name(half.name + ending) for ending in ENDINGS]:
         if file.is_file():
             file.replace(final.with_name(final.name + file.suffix))
 
 
+def _folder(trainer: Any, stage: str) -> Path:
+    return Path(trainer.output_folder_base) / PREDICTED / stage
+
+
+def _record(trainer: Any) -> Path:
+    return Path(trainer.output_folder) / "unlabeled_predictions.json"
+
+
+def _record_weights(trainer: Any) -> None:
+    """Writes down which weights this fold predicts with, unless it says so already: older predictions are of others."""
+    file = _record(trainer)
+    weights = json.dumps({"epoch_end_timestamp": checkpoints.run_token(trainer.logger)[-1:]})
+    if not file.is_file() or file.read_text(encoding="utf-8") != weights:
+        file.write_text(weights, encoding="utf-8")
+
+
 def _is_predicted(trainer: Any, case: str, targets: dict[str, UnlabeledDataset]) -> bool:
-    checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
-    if not checkpoint.is_file():
-        return False
     for stage, target in targets.items():
-        file = _prediction(Path(trainer.output_folder_base) / PREDICTED / stage, case)
-        older = (checkpoint, target.state_file(case))
+        file = _prediction(_folder(trainer, stage), case)
+        older = (_record(trainer), target.state_file(case))
         if file is None or any(file.stat().st_mtime <= other.stat().st_mtime for other in older):
             return False
     return True
@@ -151,15 +176,14 @@ def _tasks(trainer: Any, case: str, targets: dict[str, UnlabeledDataset]) -> lis
     logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.array(data))).cpu()
     tasks = []
     for stage, target in targets.items():
+        _folder(trainer, stage).mkdir(parents=True, exist_ok=True)
         dataset_class = infer_dataset_class(str(target.folder))
         shape = dataset_class(str(target.folder), [case]).load_case(case)[0].shape[1:]
-        folder = Path(trainer.output_folder_base) / PREDICTED / stage
-        folder.mkdir(parents=True, exist_ok=True)
         tasks.append(
             (
                 logits,
                 shape,
-                str(folder / case),
+                str(_folder(trainer, stage) / case),
                 trainer.plans_manager,
                 trainer.configuration_manager,
                 properties,

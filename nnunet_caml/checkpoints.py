@@ -27,8 +27,8 @@ def companion(checkpoint: Path, next_epoch: int) -> Path:
 
 
 def companions(checkpoint: Path) -> list[Path]:
-    """All companions of a checkpoint that are on disk, older ones too."""
-    return sorted(checkpoint.parent.glob(f"{checkpoint.stem}_caml_*.pth"))
+    """All companions of a checkpoint that are on disk, older ones and what a kill left of them too."""
+    return sorted(f for ending in ("", ".partial") for f in checkpoint.parent.glob(f"{checkpoint.stem}_caml_*.pth{ending}"))
 
 
 def remove_companions(checkpoint: Path, keep: Path | None = None) -> None:

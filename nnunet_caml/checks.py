@@ -1,6 +1,7 @@
 """Checks of the data before any time on a device is spent. Each problem is a sentence with its way out."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
@@ -51,10 +52,9 @@ def cases_without_foreground(cases: nnUNetBaseDataset) -> list[str]:
 
 
 def labeled_content(dataset: UnlabeledDataset, cases: nnUNetBaseDataset) -> dict[str, str]:
-    """Digest of the preprocessed voxels of labelled cases, by case; remembered between runs."""
+    """Digest of the preprocessed voxels of labelled cases, by case; remembered between runs, where that can be written."""
     fingerprint = dataset.fingerprint()
     cache = dataset.folder / STATE_FOLDER / "labeled"
-    cache.mkdir(parents=True, exist_ok=True)
     content = {}
     for case in tqdm(cases.identifiers, desc="Checking validation cases", unit="case", leave=False):
         files = sorted(f for f in Path(dataset.labeled_folder).glob(f"{case}.*") if f.suffix != ".pkl")
@@ -62,7 +62,9 @@ def labeled_content(dataset: UnlabeledDataset, cases: nnUNetBaseDataset) -> dict
         state = CaseState.read(cache / f"{case}.json")
         if state is None or state.fingerprint != fingerprint or state.sources != sources:
             state = CaseState(fingerprint, sources, voxel_digest(cases.load_case(case)[0]))
-            state.write(cache / f"{case}.json")
+            with suppress(OSError):  # preprocessed data may be read-only
+                cache.mkdir(parents=True, exist_ok=True)
+                state.write(cache / f"{case}.json")
         content[case] = state.content
     return content
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.configuration import default_num_processes
@@ -37,7 +38,10 @@ def split_few_cases(folder: str, splits_file: Path, say: Callable[[str], None]) 
         raise UnlabeledDataError(f"{cases[0]} is the only labelled case, which cannot be split into folds. Train fold `all`.")
     if len(cases) < NUM_FOLDS:
         say(f"{len(cases)} labelled cases are split into {len(cases)} folds.")
-        save_json(generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=len(cases)), str(splits_file))
+        # folds that are started together must not read a half of it
+        half = splits_file.with_name(f".{splits_file.name}.{uuid4().hex}")
+        save_json(generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=len(cases)), str(half))
+        half.replace(splits_file)
 
 
 def prepare(
@@ -45,7 +49,7 @@ def prepare(
     folder: str,
     split: tuple[Sequence[str], Sequence[str]],
     say: Callable[[str], None],
-) -> None:
+) -> list[str]:
     """Checks the data and preprocesses unlabelled cases that are not done yet.
 
     Args:
@@ -53,6 +57,9 @@ def prepare(
         folder: The preprocessed labelled cases.
         split: Identifiers of the training and of the validation cases.
         say: Prints to the log.
+
+    Returns:
+        Identifiers of the unlabelled cases to train with.
 
     Raises:
         UnlabeledDataError: With a sentence per problem.
@@ -82,3 +89,4 @@ def prepare(
         )
     check_overlap(unlabeled, usable, labeled, validation)
     say(f"{len(training.identifiers)} labelled and {len(usable)} unlabelled training cases ({done} preprocessed now).")
+    return usable

@@ -18,6 +18,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
+from uuid import uuid4
 
 import nibabel
 import numpy as np
@@ -123,9 +124,12 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
     """
     if not needs_work(dataset, case, files):
         return None
-    temporary = dataset.folder / STATE_FOLDER / f"{TEMPORARY_PREFIX}{case}@{platform.node()}@{os.getpid()}"
+    # containers may share the number of a process, and the file system
+    name = f"{TEMPORARY_PREFIX}{case}@{uuid4().hex[:8]}@{host()}@{os.getpid()}"
+    temporary = dataset.folder / STATE_FOLDER / name
     try:
         check_files(case, files)
+        sources = read_sources(files)  # of what is read now, even if somebody replaces it meanwhile
         check_images(case, files, dataset)
         temporary.mkdir(parents=True)
         manager = dataset.configuration_manager
@@ -137,10 +141,14 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
         data_class = infer_dataset_class(str(temporary))
         # Reading back what was written finds a file cut short by a full disk.
         content = voxel_digest(data_class(str(temporary), [case]).load_case(case)[0])
-        dataset.state_file(case).unlink(missing_ok=True)
+        outdated = dataset.state_file(case).is_file()
+        if not needs_work(dataset, case, files):  # another run was faster, and may train with it already
+            return None
+        if outdated:
+            dataset.state_file(case).unlink(missing_ok=True)
         for file in sorted(temporary.iterdir()):
             file.replace(dataset.folder / file.name)
-        CaseState(dataset.fingerprint(), read_sources(files), content).write(dataset.state_file(case))
+        CaseState(dataset.fingerprint(), sources, content).write(dataset.state_file(case))
     except UnlabeledDataError as error:
         return str(error)
     except Exception as error:
@@ -190,10 +198,16 @@ def is_full(folder: Path, error: Exception) -> bool:
     return False
 
 
+def host() -> str:
+    """Name of all processes among which a process's number means one: a machine's, or those of a container on it."""
+    namespace = Path("/proc/self/ns/pid")
+    return platform.node() + (f"-{namespace.stat().st_ino}" if namespace.exists() else "")
+
+
 def is_leftover(temporary: Path) -> bool:
     """Whether nobody is writing to a temporary folder any more."""
     _, node, process = temporary.name.rsplit("@", 2)
-    if os.name == "posix" and node == platform.node():
+    if os.name == "posix" and node == host():
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:
@@ -243,7 +257,7 @@ def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: 
         if is_leftover(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
     # Runs at the same time begin at different cases and so share the work.
-    start = random.Random(os.getpid()).randrange(len(todo))
+    start = random.SystemRandom().randrange(len(todo))
     order = todo[start:] + todo[:start]
     bar = tqdm(total=len(order), desc="Preprocessing unlabelled cases", unit="case")
     problems: dict[str, str] = {}

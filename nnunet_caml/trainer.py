@@ -4,6 +4,8 @@ Glue only. The vanilla network V is ``self.network``, built, validated, saved an
 else is ``self.caml`` (:class:`nnunet_caml.learning.MutualLearning`).
 """
 
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -66,6 +68,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         self.iteration = 0
         self._rng_to_restore: dict | None = None
         self._companion_missing: Path | None = None
+        self._unlabeled_names: list[str] | None = None  # -> prepare_unlabeled
         progress.add_keys(self.logger)
 
     # ---------------------------------------------------------------- networks
@@ -104,8 +107,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         self.tap_a = FeatureTap(auxiliary)
         if self._do_i_compile():
             self.caml.auxiliary = torch.compile(auxiliary)
-        # A and the heads learn as V does, whatever optimiser a subclass has configured.
-        self.auxiliary_optimizer = type(self.optimizer)(self.caml.parameters(), **self.optimizer.defaults)
+        self.auxiliary_optimizer = same_optimizer(self.optimizer, self.caml.parameters())
         if self.is_ddp:
             distributed.broadcast_state(self.caml.heads())
             ids = [self.local_rank] if self.device.type == "cuda" else None
@@ -150,11 +152,12 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             UnlabeledDataError: With a sentence per problem.
         """
 
-        def work() -> None:
-            prepare(self.unlabeled, self.preprocessed_dataset_folder, self.do_split(), self.print_to_log_file)
+        def work() -> list[str]:
+            return prepare(self.unlabeled, self.preprocessed_dataset_folder, self.do_split(), self.print_to_log_file)
 
         try:
-            distributed.on_first_rank(work, self.local_rank, self.is_ddp)
+            # the same for all ranks, whatever another run does to the folder meanwhile
+            self._unlabeled_names = distributed.on_first_rank(work, self.local_rank, self.is_ddp)
         except Exception as problem:
             self.print_to_log_file(f"ERROR: {problem}", also_print_to_console=False)
             raise
@@ -162,7 +165,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
     def get_dataloaders(self) -> tuple:
         """nnU-Net's loaders; the one for training also gives unlabelled patches (:class:`PairedBatches`)."""
         previous = self.folder_with_segs_from_previous_stage
-        names = self.unlabeled.usable_cases()
+        names = self.unlabeled.usable_cases() if self._unlabeled_names is None else self._unlabeled_names
         if previous is not None:
             of_labeled = [case for part in self.do_split() for case in part]
             stage = self.configuration_manager.previous_stage_name
@@ -378,6 +381,14 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
             self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
         self._rng_to_restore = state["rng"]
+
+
+def same_optimizer(optimizer: Any, parameters: Iterable[nn.Parameter]) -> Any:
+    """An optimiser of ``parameters`` like ``optimizer``, whatever a subclass has configured."""
+    # torch keeps more among the defaults of some than their constructors take
+    accepted = inspect.signature(type(optimizer)).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    return type(optimizer)(parameters, **{k: v for k, v in optimizer.defaults.items() if takes_all or k in accepted})
 
 
 def has_gradients(optimizer: Any) -> bool:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -175,7 +176,9 @@ class UnlabeledDataset:
     def usable_cases(self) -> list[str]:
         """Preprocessed cases to train with: those that are (still) among the raw ones, or all where no raw data is."""
         done, raw = self.done_cases(), self.raw_cases()
-        return [case for case in done if case in raw] if raw else done
+        # an emptied folder is a wish, a missing one may have been moved to save space
+        emptied = self.raw_folder is not None and (self.raw_folder / RAW_FOLDER).is_dir()
+        return [case for case in done if case in raw] if raw or emptied else done
 
     def state_file(self, case: str) -> Path:
         """Where the state of a preprocessed case is kept."""
@@ -222,7 +225,7 @@ class CaseState:
 
     def write(self, file: Path) -> None:
         """Writes the file as a whole or not at all."""
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary = file.with_name(f".{file.name}.{uuid4().hex}")
         temporary.write_text(json.dumps(asdict(self), indent=1, sort_keys=True), encoding="utf-8")
         temporary.replace(file)
 

@@ -1,6 +1,7 @@
 """The cascade: the first stage predicts unlabelled cases, too, and the second learns from both."""
 
 import json
+import shutil
 from pathlib import Path
 
 import blosc2
@@ -39,7 +40,15 @@ def test_both_stages(workspace: Workspace):
         CommandFailed, match=r"UnlabeledDataError: .*tr_\d has no prediction of the first stage .* Train every fold"
     ):
         workspace.call(*command.format("3d_cascade_fullres", "all").split())
+    # where there is no raw data, and the cases were not preprocessed for the second stage, the first is trained all the same
+    workspace.run("nnunet-caml", "preprocess", "-d", "101", "-c", "3d_lowres", "-np", "1")
+    shutil.move(workspace.raw, workspace.root / "elsewhere")
+    shutil.rmtree(workspace.preprocessed / "nnUNetPlans_3d_fullres_unlabeled", ignore_errors=True)
     workspace.call(*command.format("3d_lowres", "all").split())
+    log = "".join(f.read_text(encoding="utf-8") for f in (model / "fold_all").glob("training_log_*.txt"))
+    assert "5 unlabelled cases, such as un_0, are not preprocessed for 3d_cascade_fullres" in log
+    shutil.move(workspace.root / "elsewhere", workspace.raw)
+    workspace.call(*command.format("3d_lowres", "all").split(), "--val")
     predicted = model / "predicted_next_stage" / "3d_cascade_fullres"
     assert sorted(f.stem for f in predicted.glob("*.b2nd")) == [f"{k}_{i}" for k, n in (("tr", 4), ("un", 5)) for i in range(n)]
     full = workspace.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / "un_0.b2nd"
@@ -56,6 +65,15 @@ def test_both_stages(workspace: Workspace):
     assert (predicted / "un_5.b2nd").is_file()
     assert (predicted / "un_2.b2nd").stat().st_mtime_ns > older, "its image is another one now"
     assert (predicted / "un_1.b2nd").stat().st_mtime_ns == before
+
+    # of other weights than before, all are made anew, as nnU-Net does with the labelled ones
+    fold = model / "fold_all"
+    best = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    best["logging"]["epoch_end_timestamps"][-1] -= 1.0
+    torch.save(best, fold / "checkpoint_best.pth")
+    workspace.call(*command.format("3d_lowres", "all").split(), "--val", "--val_best")
+    assert (predicted / "un_1.b2nd").stat().st_mtime_ns > before
+    workspace.call(*command.format("3d_lowres", "all").split(), "--val")
 
     workspace.call(*command.format("3d_cascade_fullres", "all").split())
     low, high = workspace.root / "low", workspace.root / "high"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nnunet_caml import checkpoints, variants
 from nnunet_caml.networks import unwrap
 from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.trainer import nnUNetTrainerCAML
+from nnunet_caml.trainer import nnUNetTrainerCAML, same_optimizer
 from nnunet_caml.unlabeled import UnlabeledDataError
 
 
@@ -123,6 +123,24 @@ def test_a_finished_run_without_its_companion_gets_no_untrained_one(make_trainer
     longer.load_checkpoint(str(folder / "checkpoint_final.pth"))
     with pytest.raises(FileNotFoundError, match=r"checkpoint_final_caml_0001\.pth is missing"):
         longer.on_train_start()
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RAdam", "NAdam"])
+def test_any_optimiser_of_a_subclass(kind: str):
+    """nnU-Net's variants use some of them, with settings of their own."""
+    layer = torch.nn.Linear(2, 2)
+    ours = same_optimizer(getattr(torch.optim, kind)(layer.parameters(), lr=0.125, weight_decay=0.5), layer.parameters())
+    assert type(ours).__name__ == kind
+    assert (ours.defaults["lr"], ours.defaults["weight_decay"]) == (0.125, 0.5)
+
+
+def test_what_a_kill_leaves_of_a_companion_is_removed(tmp_path: Path):
+    final = tmp_path / "checkpoint_final.pth"
+    old, half, other = (tmp_path / f"checkpoint_{n}" for n in ("final_caml_0001.pth", "final_caml_0002.pth.partial", "best.pth"))
+    for file in (old, half, other):
+        file.touch()
+    checkpoints.remove_companions(final, keep=old)
+    assert sorted(tmp_path.iterdir()) == [other, old]
 
 
 def test_more_unlabelled_than_labelled_patches(make_trainer):
