@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--shared", type=Path, help="folder of the source data (default: $NNUNET_CAML_SHARED/data)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings side by side (default: 1)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each on a CPU (default: 1)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load data for each (default: 0)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that load data for each (default: 0; with cuda 12)")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="run these arms only")
     parser.add_argument("--labeled", nargs="+", type=int, metavar="N", help="with these numbers of labelled cases only")
     parser.add_argument("--subsets", nargs="+", type=int, metavar="SEED", help="with these labelled subsets only")
@@ -63,7 +63,8 @@ def main() -> int:
         if options.mirrored and study.test_time_augmentation:
             raise StudyError(f"--mirrored: {study.name} predicts with mirroring anyway.")
         output = options.output or Path("study_output") / study.name
-        work = Workspace(output, shared, options.device, options.threads, options.workers, options.test, options.mirrored)
+        workers = {"cpu": 0, "cuda": 12}[options.device] if options.workers is None else options.workers
+        work = Workspace(output, shared, options.device, options.threads, workers, options.test, options.mirrored)
         os.environ.update({name: work.variables[name] for name in FOLDERS})  # nnU-Net asks for them when it is imported
         selected = select(study, options.arms, options.labeled, options.subsets)
         if options.against is not None and options.against not in (names := [arm.name for arm in study.arms]):

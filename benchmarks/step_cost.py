@@ -11,9 +11,11 @@ Rows of the table:
 - nnUNetTrainer: its own step, on the labelled half alone.
 
 Rounds are interleaved, so that what else the machine does hits all rows alike; ratios are medians of per-round ratios.
+Networks are not compiled (nnU-Net compiles them on a GPU), here as in every row.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -38,7 +40,7 @@ def main() -> None:
     """Parses the command line, measures, prints a table and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="nnunet" if torch.cuda.is_available() else "hippocampus-small")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--labeled", type=int, nargs="+", default=[8], metavar="N", help="labelled cases in the memory")
     parser.add_argument("--threads", type=int, default=None, help="of torch, on a CPU")
@@ -54,11 +56,12 @@ def main() -> None:
         if options.peak_of:
             print(json.dumps(peak_memory(options.peak_of, options)))
             return
-        results = [measure(options, labeled) for labeled in options.labeled]
-    for result in results:
-        print(table(result))
-    output = options.output or Path(f"step_cost_{options.size}_{options.device}.json")
-    output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        output = options.output or Path(f"step_cost_{options.size}_{options.device}.json")
+        results = []
+        for labeled in options.labeled:
+            results.append(measure(options, labeled))
+            print(table(results[-1]))
+            output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"\nWritten to {output}")
 
 
@@ -160,26 +163,9 @@ def make_step(row: str, size: dict[str, Any], device: str, labeled: int) -> tupl
 
 
 def measure(options: argparse.Namespace, labeled: int) -> dict[str, Any]:
-    """Seconds per step of every row, interleaved; prediction; peak memory."""
+    """Seconds per step of every row; prediction; peak memory."""
     size, device = SIZES[options.size], options.device
-    steps, batch = {}, None
-    for row in options.rows:
-        steps[row], trainer = make_step(row, size, device, labeled)
-        if batch is None and trainer is not None:
-            batch = make_batch(size, trainer)
-    if batch is None:
-        batch = make_batch(size, make_trainer("nnUNetTrainer", size, device, 0))
-    seconds: dict[str, list[float]] = {row: [] for row in options.rows}
-    for number in range(options.rounds + 2):
-        for row, step in steps.items():
-            synchronize(device)
-            began = perf_counter()
-            step(batch)
-            synchronize(device)
-            if number >= 2:  # the first ones warm up
-                seconds[row].append(perf_counter() - began)
-        print(f"\rround {number + 1} of {options.rounds + 2}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    seconds = time_steps(options, labeled)
     result: dict[str, Any] = {
         "size": options.size,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
@@ -194,8 +180,41 @@ def measure(options: argparse.Namespace, labeled: int) -> dict[str, Any]:
             for row, values in seconds.items()
         }
     if not options.no_memory:
-        result["peak_bytes"] = {row: peak_in_process(row, options, labeled) for row in (*options.rows, *PREDICTION.values())}
+        gc.collect()  # the rows' own processes want the memory
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        peaks = {row: peak_in_process(row, options, labeled) for row in (*options.rows, *PREDICTION.values())}
+        result["peak_bytes"] = {row: peak for row, peak in peaks.items() if peak is not None}
     return result
+
+
+def time_steps(options: argparse.Namespace, labeled: int) -> dict[str, list[float]]:
+    """Seconds of every row's step in each round, interleaved; a row that runs out of memory is left out."""
+    size, device = SIZES[options.size], options.device
+    steps, batch = {}, None
+    for row in options.rows:
+        steps[row], trainer = make_step(row, size, device, labeled)
+        if batch is None and trainer is not None:
+            batch = make_batch(size, trainer)
+    if batch is None:
+        batch = make_batch(size, make_trainer("nnUNetTrainer", size, device, 0))
+    seconds: dict[str, list[float]] = {row: [] for row in options.rows}
+    for number in range(options.rounds + 2):
+        for row in list(steps):
+            synchronize(device)
+            began = perf_counter()
+            try:
+                steps[row](batch)
+                synchronize(device)
+            except torch.OutOfMemoryError as error:
+                print(f"\n{row} is left out: {error}", file=sys.stderr)
+                del steps[row], seconds[row]
+                continue
+            if number >= 2:  # the first ones warm up
+                seconds[row].append(perf_counter() - began)
+        print(f"\rround {number + 1} of {options.rounds + 2}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return seconds
 
 
 def synchronize(device: str) -> None:
@@ -244,12 +263,15 @@ def prediction(size: dict[str, Any], device: str, rounds: int) -> dict[str, floa
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_in_process(row: str, options: argparse.Namespace, labeled: int) -> int:
-    """Peak memory of a row's steps, in a process of its own."""
+def peak_in_process(row: str, options: argparse.Namespace, labeled: int) -> int | None:
+    """Peak memory of a row's steps, in a process of its own; ``None`` if that fails, as where memory runs out."""
     command = [sys.executable, __file__, "--peak-of", row, "--size", options.size, "--device", options.device]
     command += ["--labeled", str(labeled)] + (["--threads", str(options.threads)] if options.threads else [])
-    output = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
-    return int(json.loads(output.splitlines()[-1]))
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, encoding="utf-8")
+    if done.returncode:
+        print(f"The peak memory of {row} could not be measured, see above.", file=sys.stderr)
+        return None
+    return int(json.loads(done.stdout.splitlines()[-1]))
 
 
 def peak_memory(row: str, options: argparse.Namespace) -> int:
@@ -286,7 +308,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {row} | {seconds:.3f} | {ratio} | {peak} |")
     ours, theirs = result["prediction"]["nnUNetTrainerCAML"], result["prediction"]["nnUNetTrainer"]
     lines.append(f"\nPrediction: {ours:.3f} s with CAML's network, {theirs:.3f} s with nnU-Net's: {ours / theirs:.2f}")
-    if peaks:
+    if set(PREDICTION.values()) <= peaks.keys():
         stock, caml = (peaks[row] / 2**30 for row in PREDICTION.values())
         lines.append(f"Peak memory of prediction: {caml:.2f} GiB and {stock:.2f} GiB")
     return "\n".join(lines)

@@ -78,6 +78,9 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         self.check_hyperparameters()
         self.unlabeled = UnlabeledDataset.create(self.plans_manager, self.configuration_name, self.dataset_json)
         check_labeled(self.unlabeled)
+        if self._do_i_compile():
+            # The batch has two sizes. Kernels for any size do without the better layout of convolutions.
+            torch._dynamo.config.automatic_dynamic_shapes = False
         super().initialize()
         vanilla: Any = unwrap(self.network)
         require_unet(vanilla)

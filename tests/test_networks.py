@@ -1,6 +1,7 @@
 """The auxiliary network, from the plans of every kind of U-Net that nnU-Net makes."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +144,29 @@ def test_weights_are_copied_where_they_fit(kind):
 def test_other_networks_are_refused_with_a_sentence():
     with pytest.raises(NotImplementedError, match="Sequential of these plans has no encoder"):
         require_unet(nn.Sequential())
+
+
+def test_compiled_networks_are_made_for_either_batch_size(make_trainer, monkeypatch):
+    """Kernels that are to fit any size do without the better layout of convolutions."""
+    sizes = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Any:
+        values = [node.meta.get("example_value") for node in graph.graph.nodes if node.op == "placeholder"]
+        sizes.extend(v.shape[0] for v in values if isinstance(v, torch.Tensor) and v.ndim == 5 and v.shape[1] == 1)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **options: real(module, backend=backend))
+    trainer = make_trainer()
+    monkeypatch.setattr(trainer, "_do_i_compile", lambda: True)
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=True):
+        trainer.initialize()
+        patch = trainer.configuration_manager.patch_size
+        for n in (2, 4, 2):
+            for net in (trainer.network, trainer.caml.auxiliary):
+                assert net(torch.randn(n, 1, *patch))[0].shape[0] == n
+    assert {2, 4} <= set(sizes)
+    assert all(type(n) is int for n in sizes), "a symbol instead of a number"
 
 
 @pytest.mark.slow

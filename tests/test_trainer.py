@@ -136,7 +136,9 @@ def test_any_optimiser_of_a_subclass(kind: str):
 
 def test_what_a_kill_leaves_of_a_companion_is_removed(tmp_path: Path):
     final = tmp_path / "checkpoint_final.pth"
-    old, half, other = (tmp_path / f"checkpoint_{n}" for n in ("final_caml_0001.pth", "final_caml_0002.pth.partial", "best.pth"))
+    old, half, other = (
+        tmp_path / f"checkpoint_{n}" for n in ("final_caml_0001.pth", "final_caml_0002.pth.partial", "best.pth")
+    )
     for file in (old, half, other):
         file.touch()
     checkpoints.remove_companions(final, keep=old)

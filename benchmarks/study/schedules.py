@@ -23,8 +23,9 @@ from study.description import Run, Study, StudyError
 __all__ = ["AuxiliaryNetwork", "Scheduled", "find_trainer", "trainer_name", "write_trainers"]
 
 COST = "cost.json"
-#: epochs and iterations of a training that only serves to time an arm; the first epoch warms up
-TIMING = (2, 4)
+#: Epochs and iterations of each, of a training that only serves to time an arm. The median of the last three counts: in the
+#: first of these, unlabelled patches come in, and networks may be compiled anew.
+TIMING = (5, 4)
 
 
 class Scheduled:
@@ -52,7 +53,7 @@ class Scheduled:
         self.num_epochs = self.study_epochs
         self.num_iterations_per_epoch = self.study_iterations
         self.num_val_iterations_per_epoch = 2
-        self.save_every = max(1, self.study_epochs // 10)
+        self.save_every = max(1, min(50, self.study_epochs // 10))  # 50 is nnU-Net's
         self._step_s = 0.0
         if "STUDY_THREADS" in os.environ:
             torch.set_num_threads(int(os.environ["STUDY_THREADS"]))
@@ -97,11 +98,10 @@ class Scheduled:
             # with loading, and with nnU-Net's look at validation patches
             "iteration_s": last / self.num_iterations_per_epoch,
             "training_s": float(np.sum(np.subtract(ended, started))),
-            "peak_memory_bytes": peak,
             "epochs_in_this_process": self.num_epochs - self._first_epoch,
         }
         if steps := cost["epochs_in_this_process"] * self.num_iterations_per_epoch:
-            cost["step_s"] = self._step_s / steps
+            cost |= {"step_s": self._step_s / steps, "peak_memory_bytes": peak}
         folder = Path(self.output_folder)  # type: ignore[attr-defined]
         if self.study_keeps_auxiliary:
             save_auxiliary(self, folder)
