@@ -126,7 +126,7 @@ def first_file(data: Path, identifier: str, sliced: bool) -> Path:
 
 def find_unlabeled(folder: Path) -> Iterable[Case]:
     """More cases: ``patientXXX_frameYY.h5`` in the folder itself."""
-    paths = [path for path in sorted(folder.glob("*.h5")) if not SLICE.fullmatch(path.name)]
+    paths = [path for path in sorted(folder.glob("[!.]*.h5")) if not SLICE.fullmatch(path.name)]
     return [Case(path.stem, [path], patient=path.stem.partition("_")[0]) for path in paths]
 
 

@@ -51,6 +51,11 @@ def modality(identifier: str) -> str:
     return "mr" if 500 <= number < 5000 or number >= 7000 else "ct"
 
 
+def is_further(path: Path) -> bool:
+    """Whether a scan is one of the further unlabelled ones, whatever folder it lies in."""
+    return int(path.name[5:9]) >= 5000
+
+
 def wanted(identifier: str, options: Namespace) -> bool:
     """Whether a case is of the modality asked for."""
     return options.modality in ("both", modality(identifier))
@@ -59,7 +64,10 @@ def wanted(identifier: str, options: Namespace) -> bool:
 def find(source: Path, options: Namespace) -> Iterable[Case]:
     """Training cases, validation cases as test cases, and the unlabelled cases in SOURCE."""
     files = find_files(source, NAME)
-    parts = {name: by_identifier((path for path in files if path.parent.name == name), ENDING) for name in PARTS}
+    parts = {
+        name: by_identifier((path for path in files if path.parent.name == name and not is_further(path)), ENDING)
+        for name in PARTS
+    }
     if not parts["imagesTr"]:
         raise ConversionError(f"{source} has no folder imagesTr with files such as amos_0001.nii.gz: unpack amos22.zip there.")
     root = next(iter(parts["imagesTr"].values())).parent.parent
@@ -73,7 +81,7 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
                     labels.get(identifier, root / f"labels{part}" / f"{identifier}{ENDING}"),
                     test,
                 )
-    more = [path for path in outside(files, options.unlabeled_from) if path.parent.name not in PARTS]
+    more = [path for path in outside(files, options.unlabeled_from) if is_further(path) or path.parent.name not in PARTS]
     if options.use_test_images:
         if not parts["imagesTs"]:
             raise ConversionError(f"{root / 'imagesTs'} holds no files such as amos_0001.nii.gz: leave out --use-test-images.")

@@ -37,12 +37,15 @@ def dataset(source: Path, options: Namespace) -> Dataset:
     task = description(source)
     try:
         channels = [name for _, name in sorted(task["modality"].items(), key=lambda item: int(item[0]))]
-        labels = {name: int(value) for value, name in sorted(task["labels"].items(), key=lambda item: int(item[0]))}
+        labels = {
+            name if int(value) else "background": int(value)
+            for value, name in sorted(task["labels"].items(), key=lambda item: int(item[0]))
+        }
     except (AttributeError, ValueError, TypeError) as error:
         raise ConversionError(f"{source / 'dataset.json'}: labels and modality should map numbers to names.") from error
     further: dict[str, Any] = {key: task[key] for key in ("description", "release") if key in task}
     return Dataset(
-        name=source.resolve().name.partition("_")[2] or str(task.get("name", "")),
+        name=options.name or source.resolve().name.partition("_")[2] or str(task.get("name", "")),
         channel_names=channels,
         labels=labels,
         licence=str(task.get("licence", "")),

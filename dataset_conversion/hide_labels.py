@@ -42,7 +42,7 @@ def dataset(source: Path, options: Namespace) -> Dataset:
     content = description(source)
     try:
         return Dataset(
-            name=source.resolve().name.partition("_")[2],
+            name=options.name or source.resolve().name.partition("_")[2],
             channel_names=[str(content["channel_names"][key]) for key in sorted(content["channel_names"], key=int)],
             labels={
                 name: [int(v) for v in value] if isinstance(value, list) else int(value)
@@ -53,7 +53,9 @@ def dataset(source: Path, options: Namespace) -> Dataset:
             reference=str(content.get("reference", "")),
             further={key: value for key, value in content.items() if key not in REPLACED},
         )
-    except (AttributeError, TypeError, KeyError) as error:
+    except ConversionError:
+        raise
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise ConversionError(f"{source / 'dataset.json'} is not as nnU-Net describes it: {error}.") from error
 
 
@@ -61,26 +63,52 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
     """The cases of ``imagesTr`` (or of the list in ``dataset.json``), ``imagesTs``, ``imagesUn`` and the entry "unlabeled"."""
     content = description(source)
     ending = content["file_ending"]
+    patients, listed = patients_of(source), list(entries(source, content, UNLABELED_KEY))
     if "dataset" in content:  # nnU-Net's way of naming files in any place
-        for identifier, entry in content["dataset"].items():
-            yield Case(
-                identifier,
-                [source / expandvars(image) for image in entry["images"]],
-                source / expandvars(entry["label"]),
-            )
+        for identifier, images, label in entries(source, content, "dataset"):
+            yield Case(identifier, images, label, patient=patients.get(identifier, ""))
     else:
         if not (source / "imagesTr").is_dir():
             raise ConversionError(f"{source} has no folder imagesTr: SOURCE should be a folder DatasetXXX_Name.")
-        for identifier, images in channel_files(source / "imagesTr", ending):
-            yield Case(identifier, images, source / "labelsTr" / f"{identifier}{ending}")
+        found = dict(channel_files(source / "imagesTr", ending))
+        labels = {path.name[: -len(ending)] for path in (source / "labelsTr").glob(f"[!.]*{ending}")}
+        elsewhere = dict(channel_files(source / "imagesUn", ending)).keys() | {identifier for identifier, *_ in listed}
+        for identifier in sorted(found.keys() | (labels - elsewhere)):
+            # a label whose image is lost is a broken case, not none
+            images = found.get(identifier, [source / "imagesTr" / f"{identifier}_0000{ending}"])
+            label = source / "labelsTr" / f"{identifier}{ending}"
+            yield Case(identifier, images, label, patient=patients.get(identifier, ""))
     tests = [] if options.without_test else channel_files(source / "imagesTs", ending)
     for identifier, images in tests:
         label = source / "labelsTs" / f"{identifier}{ending}"
-        yield Case(identifier, images, label if label.exists() else None, test=True)
+        label_or_none = label if label.exists() else None
+        yield Case(identifier, images, label_or_none, test=True, patient=patients.get(identifier, ""))
     for identifier, images in channel_files(source / "imagesUn", ending):
-        yield Case(identifier, images)
-    for identifier, entry in content.get(UNLABELED_KEY, {}).items():
-        yield Case(identifier, [source / expandvars(image) for image in entry["images"]])
+        yield Case(identifier, images, patient=patients.get(identifier, ""))
+    for identifier, images, _ in listed:
+        yield Case(identifier, images, patient=patients.get(identifier, ""))
+
+
+def entries(source: Path, content: dict[str, Any], key: str) -> Iterable[tuple[str, list[Path], Path]]:
+    """Identifier, images and label (``source`` if none is named) of an entry of ``dataset.json`` that names files anywhere."""
+    try:
+        for identifier, entry in content.get(key, {}).items():
+            images = [source / expandvars(image) for image in entry["images"]]
+            if not images or isinstance(entry["images"], str):
+                raise TypeError(f"no images for {identifier}")
+            yield identifier, images, source / expandvars(entry["label"] if key == "dataset" else "")
+    except (AttributeError, TypeError, KeyError) as error:
+        wanted = '{case: {"images": [files], "label": file}}' if key == "dataset" else '{case: {"images": [files]}}'
+        raise ConversionError(f"{source / 'dataset.json'}: the entry {key!r} should be {wanted} ({error}).") from error
+
+
+def patients_of(source: Path) -> dict[str, str]:
+    """Patients by case, where the converter that made the data set has written them down: they are not divided here, either."""
+    try:
+        content = json.loads((source / "split.json").read_text(encoding="utf-8"))
+        return {str(case): str(patient) for case, patient in content.get("patients", {}).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def channel_files(folder: Path, ending: str) -> Iterable[tuple[str, list[Path]]]:

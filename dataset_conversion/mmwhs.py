@@ -19,7 +19,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main, read_image
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main, read_image
 
 ENDING = "_image.nii.gz"
 LEFT_ATRIUM, SLIP = 420, 421
@@ -64,12 +64,12 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
     """The training cases of the modality, and with ``--use-test-images`` its test cases."""
     modality = "ct|mr" if options.modality == "both" else options.modality
     found: dict[str, list[Path]] = {"train": [], "test": []}
-    for path in sorted(source.rglob(f"*{ENDING}"), key=lambda path: path.name):
+    for path in find_files(source, rf".*{re.escape(ENDING)}"):
         match = re.fullmatch(rf"({modality})_(train|test)_\d+", path.name.removesuffix(ENDING))
         if match:
             found[match[2]].append(path)
     # a label whose image is lost is a broken case, not none
-    for path in sorted(source.rglob("*_label.nii.gz"), key=lambda path: path.name):
+    for path in find_files(source, r".*_label\.nii\.gz"):
         image = path.with_name(path.name.replace("_label", "_image"))
         if re.fullmatch(rf"({modality})_train_\d+{ENDING}", image.name) and image not in found["train"]:
             found["train"].append(image)

@@ -259,7 +259,7 @@ def case_numbers(folder: Path | None) -> Iterator[tuple[int, bool]]:
 def patient_folders(source: Path) -> dict[int, list[Path]]:
     """Folders called PANCREAS_0001 and so on, by number, at any depth."""
     found = defaultdict(list)
-    for parent, folders, _ in os.walk(source):
+    for parent, folders, _ in os.walk(source, followlinks=True):
         for name in sorted(folders):
             if re.fullmatch(r"PANCREAS_\d{4}", name):
                 found[int(name[-4:])].append(Path(parent, name))
@@ -275,7 +275,8 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
     labels = label_files(source)
     for number, test in case_numbers(options.lists):
         if number in WITHDRAWN and number not in folders:
-            print(f"PANCREAS_{number:04d} is left out: the archive has withdrawn it.")
+            place = "" if test else "; if it should have been labelled, the next of the list is in its place"
+            print(f"PANCREAS_{number:04d} is left out: the archive has withdrawn it{place}.")
             continue
         label = labels.get(number, source / f"label{number:04d}.nii.gz")
         for folder in folders.get(number, [source / f"PANCREAS_{number:04d}"]):
@@ -316,7 +317,9 @@ def find_unlabeled(folder: Path) -> Iterable[Case]:
     """More cases: a folder with a DICOM series for each, or image files."""
     if not folder.is_dir():
         raise ConversionError(f"{folder} is no folder: it should hold folders with DICOM series, or image files.")
-    found = [path for path in sorted(folder.iterdir()) if path.is_dir() and next(path.rglob("*.dcm"), None)]
+    found = [
+        path for path in sorted(folder.iterdir()) if path.is_dir() and any(f.suffix.lower() == ".dcm" for f in path.rglob("*"))
+    ]
     return [Case(path.name, [path]) for path in found] or find_images(folder)
 
 

@@ -11,12 +11,11 @@ The challenge's own test cases, in folders with "test" in their name, have no la
 out unless --use-test-images makes them unlabelled cases Test_CaseNN.
 """
 
-import re
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main
 
 LABELED_HELP = (
     "how many of the 35 training cases keep their label, drawn by lot (default: 7, a fifth, as in the code of ABD), or 'all'"
@@ -32,7 +31,7 @@ TRAINING, VALIDATION, TEST = range(35), range(35, 40), range(40, 50)
 
 def images_below(source: Path) -> tuple[list[Path], list[Path]]:
     """The images of the challenge's training cases and of its test cases."""
-    found = sorted(path for path in source.rglob("Case*.mhd") if re.fullmatch(r"Case\d\d\.mhd", path.name))
+    found = find_files(source, r"Case\d\d\.mhd")
     if not found:
         raise ConversionError(f"{source} holds no file CaseNN.mhd: SOURCE should be the folder of the unpacked downloads.")
     test = [path for path in found if any("test" in part.lower() for part in path.relative_to(source).parts[:-1])]
@@ -65,7 +64,7 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
 
 def find_unlabeled(folder: Path) -> Iterable[Case]:
     """More cases: ``*.mhd`` other than segmentations, in the folder itself."""
-    paths = [path for path in sorted(folder.glob("*.mhd")) if not path.stem.endswith("_segmentation")]
+    paths = [path for path in sorted(folder.glob("[!.]*.mhd")) if not path.stem.endswith("_segmentation")]
     return [Case(f"Unlabeled_{path.stem}", [path]) for path in paths]
 
 

@@ -136,6 +136,20 @@ def test_flare22_in_place(tmp_path, raw, monkeypatch, capsys):
     assert (target / "dataset.json").read_bytes() == again
 
 
+def test_in_place_where_files_are_links_to_names_without_an_ending(tmp_path, raw, monkeypatch):
+    """As download caches keep them."""
+    source = flare22(tmp_path / "source")
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(sorted(source.rglob("*.nii.gz"))):
+        blob = tmp_path / "blobs" / f"blob{number}"
+        path.rename(blob)
+        path.symlink_to(blob)
+    run("flare22.py", source, "--dataset-id", 22, "--labeled", 2, "--link", "--preview")
+    target = raw / "Dataset022_FLARE22"
+    assert all(path.name == f"{name}_0000.nii.gz" for name, (path,) in entry_of(target).items())
+    verify(target, monkeypatch)
+
+
 def test_in_place_only_where_the_file_is_fit(tmp_path, raw):
     """Files with another ending are converted as ever, beside those that stay in place."""
     source = flare22(tmp_path / "source", unlabeled=2)
@@ -210,6 +224,13 @@ def test_amos22_in_place_with_all_there_is(tmp_path, raw):
     target = raw / "Dataset218_AMOS22CT"
     assert sorted(entry_of(target)) == split_of(target)["unlabeled"] == ["amos_0002", "amos_5000", "amos_6200"]
     assert not (target / "imagesUn").exists()
+
+
+def test_amos22_further_scans_in_a_folder_of_the_challenges_name(tmp_path, raw):
+    source = amos22(tmp_path / "source")
+    amos22_unlabeled(source / "further" / "imagesTs")
+    run("amos22.py", source, "--dataset-id", 218, "--modality", "ct", "--labeled", "all")
+    assert split_of(raw / "Dataset218_AMOS22CT")["unlabeled"] == ["amos_5000", "amos_6200"]
 
 
 def test_archives_that_nobody_unpacked_are_named(tmp_path, raw, capsys):

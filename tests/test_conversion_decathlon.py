@@ -51,6 +51,16 @@ def test_decathlon(tmp_path, raw, monkeypatch):
     verify(target, monkeypatch)
 
 
+def test_background_of_another_name(tmp_path, raw, monkeypatch):
+    source = decathlon(tmp_path / "Task07_Organ (copy)")
+    file = source / "dataset.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"background"', '"Background"'), encoding="utf-8")
+    assert "Background" in file.read_text(encoding="utf-8")
+    run("decathlon.py", source, "--dataset-id", 7, "--labeled", 2, "--name", "Organ")
+    assert dataset_json(raw / "Dataset007_Organ")["labels"] == {"background": 0, "a": 1, "b": 2}
+    verify(raw / "Dataset007_Organ", monkeypatch)
+
+
 def test_decathlon_test_images_only_on_request(tmp_path, raw):
     source = decathlon(tmp_path / "Task07_Organ", channels=1)
     run("decathlon.py", source, "--dataset-id", 7, "--labeled", "all", "--use-test-images")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conversion_helpers import dataset_json, run, run_as_user, split_of, verify, voxels
+from conversion_helpers import dataset_json, run, run_as_user, sentence, split_of, verify, voxels
 from conversion_sources import raw_data_set
 
 
@@ -36,6 +36,54 @@ def test_hide_labels_run_by_a_user_on_its_own_output(tmp_path, raw):
     assert first.returncode == 0, first.stderr
     run("hide_labels.py", raw / "Dataset051_Mine", "--dataset-id", 52, "--labeled", 2)
     assert len(split_of(raw / "Dataset052_Mine")["unlabeled"]) == 5
+
+
+def test_patients_are_not_divided(tmp_path, raw):
+    """The converter that made the data set knows them."""
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    cases = sorted(path.name[:2] for path in (source / "imagesTr").iterdir())
+    patients = {case: f"patient{number // 2}" for number, case in enumerate(cases)}
+    (source / "split.json").write_text(json.dumps({"patients": patients}), encoding="utf-8")
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 1, "--test", 1, "--without-test")
+    split = split_of(raw / "Dataset051_Mine")
+    roles = {case: role for role in ("labeled", "unlabeled", "test") for case in split[role]}
+    for one in cases:
+        for other in cases:
+            assert patients[one] != patients[other] or roles[one] == roles[other]
+    assert len(split["labeled"]) == 2
+    # and it says so to whoever hides more
+    assert {case: split["patients"][case] for case in cases} == patients
+
+
+def test_name_of_a_folder_that_cannot_name_a_data_set(tmp_path, raw):
+    source = raw_data_set(tmp_path / "Dataset050_My.Data")
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 2, "--name", "MyData")
+    assert (raw / "Dataset051_MyData").is_dir()
+
+
+def test_label_without_its_image(tmp_path, raw, capsys):
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    (source / "imagesTr" / "p3_0000.nii.gz").unlink()
+    assert "p3_0000.nii.gz does not exist" in sentence(capsys, "hide_labels.py", source, "--dataset-id", 51, "--labeled", 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("labels", {"0": "background", "1": "a"}),
+        ("labels", {"Background": 0, "a": 1}),
+        ("dataset", ["p1"]),
+        ("dataset", {"p1": {"images": ["imagesTr/p1_0000.nii.gz"]}}),
+        ("unlabeled", ["u0"]),
+        ("unlabeled", {"u9": {"images": []}}),
+    ],
+)
+def test_description_that_is_none(tmp_path, raw, capsys, key, value):
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    content = {**dataset_json(source), key: value}
+    content.pop("regions_class_order", None)
+    (source / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    assert key in sentence(capsys, "hide_labels.py", source, "--dataset-id", 51, "--labeled", 1) or key == "labels"
 
 
 def test_hide_labels_where_dataset_json_lists_the_files(tmp_path, raw, monkeypatch):

@@ -128,3 +128,24 @@ def test_slices_in_h5_files(tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
     assert image.GetSpacing() == (2, 3)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read_h5(tmp_path / "a.h5", "image", (2, 3), axes="xy")), array.T)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(">f4", np.float32), (">i2", np.int16), ("bool", np.uint8), ("<f2", np.float32)]
+)
+def test_kinds_of_numbers_in_h5_files(tmp_path, dtype, expected):
+    h5py = pytest.importorskip("h5py")
+    array = np.array([[0, 1], [1, 0]]).astype(dtype)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["label"] = array
+    found = sitk.GetArrayFromImage(read_h5(tmp_path / "a.h5", "label", (1, 1), axes="yx"))
+    assert found.dtype == expected
+    np.testing.assert_array_equal(found, array.astype(expected))
+
+
+def test_meta_headers_without_blanks(tmp_path):
+    """ITK reads them, too."""
+    write(tmp_path / "a.mhd", random_image(0))
+    header = (tmp_path / "a.mhd").read_text(encoding="utf-8")
+    (tmp_path / "a.mhd").write_text(header.replace(" = ", "="), encoding="utf-8")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(tmp_path / "a.mhd")), random_image(0))

@@ -88,6 +88,7 @@ def test_identifiers_that_cannot_be_file_names(name):
         ({"channel_names": []}, "at least one channel"),
         ({"labels": {"background": 0, "a": 2}}, "consecutive values"),
         ({"labels": {"background": 0}}, "consecutive values"),
+        ({"labels": {"Background": 0, "a": 1}}, "called background"),
         ({"label_map": {0: 0, 255: 2}}, "label_map leads to"),
     ],
 )
@@ -111,3 +112,20 @@ def test_find_images(tmp_path):
 def test_read_list(tmp_path):
     (tmp_path / "list").write_bytes(b"\xef\xbb\xbfa\r\nb\r\n\r\n")  # as Windows' editor writes it
     assert read_list(tmp_path / "list") == ["a", "b"]
+
+
+def test_one_odd_file_does_not_rename_the_others(tmp_path):
+    for name in ("a_0000.nii.gz", "b_0000.nii.gz", "stray.nii.gz"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ConversionError, match=r"stray\.nii\.gz is not named like the other images there, such as a_0000"):
+        find_images(tmp_path, 1)
+    (tmp_path / "stray.nii.gz").rename(tmp_path / "b_0001.nii.gz")
+    (tmp_path / "a_0001.nii.gz").write_bytes(b"")
+    (tmp_path / "c_0001.nii.gz").write_bytes(b"")  # its other channel is missing
+    assert {case.identifier: len(case.images) for case in find_images(tmp_path, 2)} == {"a": 2, "b": 2, "c": 1}
+
+
+def test_names_that_look_like_channels(tmp_path):
+    for number in (1, 4, 9):
+        (tmp_path / f"amos_{number:04d}.nii.gz").write_bytes(b"")
+    assert [case.identifier for case in find_images(tmp_path, 1)] == ["amos_0001", "amos_0004", "amos_0009"]

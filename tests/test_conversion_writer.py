@@ -29,6 +29,7 @@ from conversion_sources import decathlon, left_atrium, raw_data_set
 
 from nnunet_caml.conversion import Case, ConversionError, Dataset, convert, draw_split
 from nnunet_caml.conversion.reading import check_same_grid
+from nnunet_caml.conversion.writer import _alone
 
 
 def test_same_command_gives_the_same_bytes(tmp_path, raw):
@@ -117,6 +118,39 @@ def test_source_is_never_replaced(tmp_path, raw, capsys):
     assert files_of(raw) == before
 
 
+def test_links_into_the_data_set_that_gets_replaced_are_refused(tmp_path, raw, capsys):
+    run("hide_labels.py", raw_data_set(raw / "Dataset007_Mine"), "--dataset-id", 8, "--labeled", 1, "--link")
+    before = files_of(raw)
+    arguments = (raw / "Dataset008_Mine", "--dataset-id", 7, "--labeled", 1, "--overwrite")
+    assert "leave out --link" in sentence(capsys, "hide_labels.py", *arguments, "--link")
+    assert files_of(raw) == before
+    run("hide_labels.py", *arguments)  # copies are no danger
+
+
+def test_two_runs_for_one_data_set(tmp_path, raw, capsys):
+    source = left_atrium(tmp_path / "source")
+    partial = raw / ".Dataset007_LeftAtrium.partial"
+    raw.mkdir()
+    with _alone(partial, raw / "Dataset007_LeftAtrium"):
+        (partial / "dataset.json").touch()
+        assert "written by another run" in sentence(capsys, "left_atrium.py", source, "--dataset-id", 7, "--labeled", 2)
+        assert (partial / "dataset.json").exists()
+    run("left_atrium.py", source, "--dataset-id", 7, "--labeled", 2)
+
+
+def test_a_link_to_a_data_set_can_be_replaced_again_and_again(tmp_path, raw):
+    source = left_atrium(tmp_path / "source")
+    (tmp_path / "far").mkdir()
+    raw.mkdir()
+    (raw / "Dataset007_LeftAtrium").symlink_to(tmp_path / "far")
+    (raw / "Dataset007_LeftAtrium.zip").touch()  # no data set
+    (raw / "Dataset007_Archive.zip").touch()
+    for labeled in (2, 3):
+        run("left_atrium.py", source, "--dataset-id", 7, "--labeled", labeled, "--overwrite")
+        assert len(split_of(raw / "Dataset007_LeftAtrium")["labeled"]) == labeled
+    assert not [path for path in raw.iterdir() if path.name.startswith(".")]
+
+
 def test_leftovers_of_a_killed_run_are_removed_or_restored(tmp_path, raw):
     source = left_atrium(tmp_path / "source")
     (raw / ".Dataset007_LeftAtrium.partial" / "imagesTr").mkdir(parents=True)
@@ -129,7 +163,7 @@ def test_leftovers_of_a_killed_run_are_removed_or_restored(tmp_path, raw):
     assert [path.name for path in raw.iterdir()] == ["Dataset007_LeftAtrium"]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_stopped_conversion_leaves_nothing(tmp_path, raw, stop):
     script = tmp_path / "slow.py"
     script.write_text(
@@ -160,6 +194,9 @@ def test_stopped_conversion_leaves_nothing(tmp_path, raw, stop):
     assert list(raw.rglob("*.nii.gz"))
     process.send_signal(stop)
     _, error = process.communicate(timeout=30)
+    if stop == signal.SIGKILL:  # nobody tidies up, but the workers go as well, which communicate() waits for
+        assert process.returncode == -signal.SIGKILL
+        return
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[stop]
     assert "Traceback" not in error
     assert nothing_left(raw)

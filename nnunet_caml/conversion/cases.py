@@ -82,6 +82,8 @@ class Dataset:
             )
         if not self.channel_names:
             raise ConversionError("A data set needs the name of at least one channel, got none.")
+        if self.labels.get("background") != 0:
+            raise ConversionError(f"nnU-Net wants a label called background of value 0, got {dict(self.labels)}.")
         if self.values != list(range(len(self.values))) or len(self.values) < 2:
             raise ConversionError(
                 f"nnU-Net wants labels with the consecutive values 0 (background), 1, 2, ..., got {dict(self.labels)}."
@@ -258,11 +260,21 @@ def find_images(folder: Path, channels: int = 1) -> Iterable[Case]:
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         groups[re.sub(r"_\d{4}$", "", _stem(path))].append(path)
-    numbered = [[f"{name}_{channel:04d}" for channel in range(channels)] for name in groups]
-    # "amos_0001" and "amos_0004" look like channels, too: only complete sets of channels count as such
-    if [[_stem(path) for path in paths] for paths in groups.values()] == numbered:
-        return [Case(name, paths) for name, paths in groups.items()]
-    return [Case(_stem(path), [path]) for path in files]
+    # "amos_0001" and "amos_0004" look like channels, too: complete sets of channels tell
+    complete = [
+        name
+        for name, paths in groups.items()
+        if [_stem(path) for path in paths] == [f"{name}_{channel:04d}" for channel in range(channels)]
+    ]
+    if 2 * len(complete) < len(groups):
+        return [Case(_stem(path), [path]) for path in files]
+    for name, paths in groups.items():
+        if name in map(_stem, paths):
+            raise ConversionError(
+                f"{folder / paths[0].name} is not named like the other images there, such as {complete[0]}_0000: rename it or "
+                "take it away."
+            )
+    return [Case(name, paths) for name, paths in groups.items()]  # that channels are missing is said of the case
 
 
 def _stem(path: Path) -> str:

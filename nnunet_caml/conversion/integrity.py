@@ -76,12 +76,12 @@ def _gunzip_damage(file: BinaryIO) -> str | None:
     return None
 
 
-def _header_lines(file: BinaryIO) -> dict[str, str]:
+def _header_lines(file: BinaryIO, separator_of_fields: str) -> dict[str, str]:
     """``key: value`` or ``key = value`` lines up to an empty line or, for MetaImage, the name of the data file."""
     fields = {}
     for _ in range(1000):
         line = file.readline(10_000).decode("latin-1").strip()
-        key, separator, value = line.partition("=") if " = " in line else line.partition(":")
+        key, separator, value = line.partition(separator_of_fields)
         if separator:
             fields[key.strip().lower()] = value.strip()
         if not line or key.strip().lower() == "elementdatafile":
@@ -90,14 +90,14 @@ def _header_lines(file: BinaryIO) -> dict[str, str]:
 
 
 def _nrrd_damage(file: BinaryIO) -> str | None:
-    fields = _header_lines(file)
+    fields = _header_lines(file, ":")
     if fields.get("encoding", "").lower() in ("gz", "gzip") and "data file" not in fields and "datafile" not in fields:
         return _gunzip_damage(file)
     return None  # the reader itself complains of missing raw data
 
 
 def _meta_damage(file: BinaryIO, path: Path) -> str | None:
-    fields = _header_lines(file)
+    fields = _header_lines(file, "=")
     data = fields.get("elementdatafile", "")
     if not data:
         return "has no valid header"

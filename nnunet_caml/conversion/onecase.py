@@ -83,7 +83,8 @@ def _convert_case(task: Task) -> Report:
     fitting = all(ending_of(path) == ending and same_geometry(image, first) for image, path in channels)
     if dataset.in_place and task.link and task.role == "unlabeled" and alone and fitting:
         # all channels or none, because the entry has to name all
-        used = [path.resolve() for _, path in channels]
+        # not where links lead: caches keep files there under names without an ending
+        used = [path.absolute() for _, path in channels]
         files["used in place"] = len(used)
         return Report(case.identifier, task.role, first.GetSize(), first.GetSpacing(), {}, files, used)
     for number, (image, path) in enumerate(channels):

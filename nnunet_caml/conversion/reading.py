@@ -123,6 +123,9 @@ def read_h5(path: Path, key: str, spacing_mm: Sequence[float], axes: str = "xyz"
         raise ConversionError(
             f"{path} is not a readable HDF5 file: copy or download it again, or leave the case out (--skip-broken)."
         ) from error
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # ITK knows this machine's order only
     if array.dtype.kind not in "iuf" or array.size == 0:
         raise ConversionError(f"{path}: the array {key!r} should hold numbers but is {array.dtype}, {array.shape}.")
     if array.dtype == np.float16:

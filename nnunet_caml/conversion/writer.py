@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +22,11 @@ from nnunet_caml.conversion.errors import ConversionError
 from nnunet_caml.conversion.onecase import FOLDERS, Task, convert_or_explain, remove
 from nnunet_caml.conversion.reading import SUPPORTED, ending_of, read_image
 from nnunet_caml.conversion.summary import Report, Summary
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 UNLABELED_KEY = "unlabeled"  # nnunet_caml.unlabeled.DATASET_KEY, whose module takes seconds to import
 
@@ -61,6 +68,8 @@ def convert(
     target = target_folder(raw, dataset_id, dataset.name, overwrite)
     if source is not None and target.resolve() in [source.resolve(), *source.resolve().parents]:
         raise ConversionError(f"{target} would replace its own source: use another --dataset-id or --name.")
+    if link:
+        _check_links(target, cases)
     ending = _common_ending(dataset, cases, split) if link else dataset.file_ending
     dataset = replace(dataset, file_ending=ending)
     with _whole_or_not_at_all(target) as folder:
@@ -71,10 +80,12 @@ def convert(
             raise ConversionError("No labelled case is left: " + " ".join(dict.fromkeys(left_out.values())))
         in_place = {report.identifier: list(report.in_place) for report in reports if report.in_place}
         write_json(folder / "dataset.json", _dataset_json(dataset, len(left["labeled"]), in_place))
+        patients = {case.identifier: case.patient for case in cases if case.patient}
         write_json(
             folder / "split.json",
             {
                 **left,
+                **({"patients": patients} if patients else {}),
                 **({"left_out": sorted(left_out)} if left_out else {}),
                 "seed": split.seed,
                 "command": command,
@@ -86,6 +97,19 @@ def convert(
 
             write_preview(folder, dataset.file_ending, left, folder / "preview.png", in_place)
     return Summary(target, dataset, reports, left_out, link)
+
+
+def _check_links(target: Path, cases: Sequence[Case]) -> None:
+    """Raises if a file to be linked lies in the data set that gets replaced."""
+    if not target.exists():
+        return
+    inside = target.resolve()
+    for path in (path for case in cases for path in (*case.images, *([case.label] if case.label else []))):
+        if inside in path.resolve().parents:
+            raise ConversionError(
+                f"{path} lies in {target}, which gets replaced, and a link to it would lead nowhere: leave out --link, or "
+                "use another --dataset-id or --name."
+            )
 
 
 def _common_ending(dataset: Dataset, cases: Sequence[Case], split: Split) -> str:
@@ -111,7 +135,7 @@ def target_folder(raw: Path, dataset_id: int, name: str, overwrite: bool) -> Pat
     others = (os.environ.get(variable) for variable in ("nnUNet_preprocessed", "nnUNet_results"))
     folders = [raw, *(Path(other) for other in others if other)]
     for other in (path for folder in folders for path in sorted(folder.glob(f"Dataset{dataset_id:03d}_*"))):
-        if other.name != target.name:
+        if other.is_dir() and other.name != target.name:
             raise ConversionError(f"--dataset-id {dataset_id} is taken by {other}: use another number or take it away.")
     if target.exists() and not overwrite:
         raise ConversionError(f"{target} exists already: add --overwrite to replace it, or use another --dataset-id.")
@@ -123,22 +147,53 @@ def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
     """Gives a hidden folder beside ``target`` that takes its place at the end, or is removed after an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
-    if old.exists() and not target.exists():  # killed between the two renames below
-        old.rename(target)
-    for rest in (partial, old):  # of a run that was killed
-        shutil.rmtree(rest, ignore_errors=True)
-    partial.mkdir()
+    with _alone(partial, target):
+        if os.path.lexists(old) and not target.exists():  # killed between the two renames below
+            old.rename(target)
+        _remove(old)
+        yield from _replaced(target, partial, old)
+
+
+@contextmanager
+def _alone(partial: Path, target: Path) -> Iterator[None]:
+    """Makes an empty folder that no other run uses until the end; what a killed run left in it is removed."""
+    partial.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        if fcntl is not None:
+            number = os.open(partial, os.O_RDONLY)
+            stack.callback(os.close, number)
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConversionError(f"{target} is being written by another run: wait for it, or stop it.") from None
+            except OSError:  # a file system without locks
+                pass
+        for rest in partial.iterdir():
+            _remove(rest)
+        yield
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, file or link, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replaced(target: Path, partial: Path, old: Path) -> Iterator[Path]:
+    """Gives ``partial``, which takes the place of ``target`` when it is left without an error, and is removed otherwise."""
     try:
         yield partial
-        if target.exists():
+        if os.path.lexists(target):
             target.rename(old)
         try:
             partial.rename(target)
         except OSError:
-            if old.exists():
+            if os.path.lexists(old):
                 old.rename(target)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     except OSError as error:  # a full disk, missing rights
         raise ConversionError(f"{target} could not be written: {error.strerror or error}.") from error
     finally:
@@ -192,6 +247,14 @@ def _start_worker() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one tidies up
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """Ends this process when the main one was killed, which otherwise nobody tells it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _dataset_json(dataset: Dataset, labeled: int, in_place: Mapping[str, Sequence[Path]]) -> dict[str, object]:
