@@ -55,6 +55,11 @@ def test_patients_are_not_divided(tmp_path, raw):
     assert {case: split["patients"][case] for case in cases} == patients
 
 
+def test_a_single_labelled_case_is_no_fold(tmp_path, raw, capsys):
+    run("hide_labels.py", raw_data_set(tmp_path / "Dataset050_Mine"), "--dataset-id", 51, "--labeled", 1)
+    assert "nnUNetv2_train 51 3d_fullres all -tr nnUNetTrainerCAML" in capsys.readouterr().out
+
+
 def test_name_of_a_folder_that_cannot_name_a_data_set(tmp_path, raw):
     source = raw_data_set(tmp_path / "Dataset050_My.Data")
     run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 2, "--name", "MyData")

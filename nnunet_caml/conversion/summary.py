@@ -62,12 +62,14 @@ class Summary:
         for identifier, reason in self.left_out.items():
             lines.append(f"  left out {identifier}: {reason}")
         number = int(self.folder.name[len("Dataset") :].split("_")[0])
+        # a single case cannot be split into folds
+        fold = "all" if sum(report.role == "labeled" for report in self.reports) == 1 else 0
         return "\n".join(
             [
                 *lines,
                 "Next:",
                 f"  nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres --verify_dataset_integrity",
-                f"  nnUNetv2_train {number} 3d_fullres 0 -tr nnUNetTrainerCAML",
+                f"  nnUNetv2_train {number} 3d_fullres {fold} -tr nnUNetTrainerCAML",
             ]
         )
 
