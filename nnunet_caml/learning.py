@@ -11,6 +11,8 @@ How a batch takes its way through a step (:meth:`nnunet_caml.trainer.nnUNetTrain
       unlabelled half    features of voxels both agree on ► OCC  ◄──┘
 """
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -180,3 +182,11 @@ def agreement_counts(predicted_v: Tensor, predicted_a: Tensor, num_classes: int)
         v, a = predicted_v == k, predicted_a == k
         rows.append(torch.stack([(v & a).sum(), v.sum(), a.sum()]))
     return torch.stack(rows, dim=1).float()
+
+
+def same_optimizer(optimizer: Any, parameters: Iterable[nn.Parameter]) -> Any:
+    """An optimiser of ``parameters`` like ``optimizer``, whatever a subclass has configured."""
+    # torch keeps more among the defaults of some than their constructors take
+    accepted = inspect.signature(type(optimizer)).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    return type(optimizer)(parameters, **{k: v for k, v in optimizer.defaults.items() if takes_all or k in accepted})

@@ -4,8 +4,6 @@ Glue only. The vanilla network V is ``self.network``, built, validated, saved an
 else is ``self.caml`` (:class:`nnunet_caml.learning.MutualLearning`).
 """
 
-import inspect
-from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,7 +23,7 @@ from nnunet_caml.checks import check_labeled
 from nnunet_caml.consistency import consistency_loss, cross_pseudo_loss, rampup
 from nnunet_caml.hyperparameters import Hyperparameters
 from nnunet_caml.labels import LabelSpace
-from nnunet_caml.learning import MutualLearning, agreement_counts
+from nnunet_caml.learning import MutualLearning, agreement_counts, same_optimizer
 from nnunet_caml.loading import PairedBatches, UnlabeledCases, labeled_loader, like, unlabeled_loader
 from nnunet_caml.networks import (
     FeatureTap,
@@ -384,14 +382,6 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
             self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
         self._rng_to_restore = state["rng"]
-
-
-def same_optimizer(optimizer: Any, parameters: Iterable[nn.Parameter]) -> Any:
-    """An optimiser of ``parameters`` like ``optimizer``, whatever a subclass has configured."""
-    # torch keeps more among the defaults of some than their constructors take
-    accepted = inspect.signature(type(optimizer)).parameters
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    return type(optimizer)(parameters, **{k: v for k, v in optimizer.defaults.items() if takes_all or k in accepted})
 
 
 def has_gradients(optimizer: Any) -> bool:

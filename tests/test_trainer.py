@@ -14,9 +14,10 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import Tensor, nn
 
 from nnunet_caml import checkpoints, variants
+from nnunet_caml.learning import same_optimizer
 from nnunet_caml.networks import unwrap
 from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.trainer import nnUNetTrainerCAML, same_optimizer
+from nnunet_caml.trainer import nnUNetTrainerCAML
 from nnunet_caml.unlabeled import UnlabeledDataError
 
 
