@@ -1,7 +1,11 @@
 """The command ``nnunet-caml``: what goes beyond nnU-Net's own commands."""
 
 import argparse
+import io
+import os
+import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from nnunet_caml import __version__, startup
@@ -11,7 +15,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a subcommand; errors of the user's data become one message and exit status 1."""
     parser = argparse.ArgumentParser(prog="nnunet-caml", description="Semi-supervised nnU-Net v2 (CAML).")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    commands.required = (
+        True  # an argument of its own in Python's argparse, but not in the old one that batchgenerators brings along
+    )
 
     p = commands.add_parser("preprocess", help="preprocess the unlabelled cases of a data set")
     p.add_argument("-d", required=True, metavar="DATASET", help="name or id of the data set")
@@ -123,8 +130,29 @@ def run_check(options: argparse.Namespace) -> int:
 
     from nnunet_caml.trainer import nnUNetTrainerCAML
 
-    if recursive_find_trainer_class_by_name("nnUNetTrainerCAML") is not nnUNetTrainerCAML:
-        raise RuntimeError("nnU-Net finds another class named nnUNetTrainerCAML; look at nnUNet_extTrainer.")
+    # this process has the folder since it imported startup; nnU-Net's commands have it if Python reads our start-up file
+    show = [sys.executable, "-c", f"import os; print(os.environ.get({startup.VARIABLE!r}, ''))"]
+    environment = {**os.environ, startup.VARIABLE: startup.GIVEN}
+    folders = subprocess.run(show, env=environment, capture_output=True, encoding="utf-8", check=True).stdout.strip()
+    if startup.DISCOVERY_FOLDER not in folders.split(os.pathsep):
+        value = os.pathsep.join([*filter(None, [folders]), startup.DISCOVERY_FOLDER])
+        raise RuntimeError(
+            f"Python does not read the start-up file nnunet_caml.pth here, as with pip install --target or a folder in "
+            f"PYTHONPATH. Set the variable yourself: export {startup.VARIABLE}={value}"
+        )
+    with redirect_stdout(io.StringIO()) as search:
+        try:
+            found = recursive_find_trainer_class_by_name("nnUNetTrainerCAML")
+        except Exception as error:  # whatever a module of the user's trainers raises while it is imported
+            raise RuntimeError(
+                f"nnU-Net's search for trainers ends with {type(error).__name__}: {error}. It imports every module in the "
+                f"folders of {startup.VARIABLE}={folders} and got as far as this:\n{search.getvalue()}"
+            ) from error
+    if found is not nnUNetTrainerCAML:
+        raise RuntimeError(
+            f"nnU-Net finds another class named nnUNetTrainerCAML, in module {found.__module__}. Rename or remove it. "
+            f"{startup.VARIABLE}={folders}\n{search.getvalue()}"
+        )
     print(f"nnunet-caml {__version__}: nnU-Net finds nnUNetTrainerCAML (torchvision {torchvision.__version__}).")
     return 0
 

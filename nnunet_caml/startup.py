@@ -18,6 +18,8 @@ from pathlib import Path
 
 DISCOVERY_FOLDER = str(Path(__file__).resolve().parent / "discovery")
 VARIABLE = "nnUNet_extTrainer"
+#: what the variable was before this module was imported
+GIVEN = os.environ.get(VARIABLE, "")
 
 
 def add_discovery_folder() -> None:

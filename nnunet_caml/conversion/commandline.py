@@ -43,7 +43,9 @@ def argument_parser(
         labeled_help: What to say about ``--labeled``.
         draws_test: Whether test cases can be held out by lot (``--test``).
     """
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    # not an argument of the old argparse that batchgenerators brings along, which goes first with pip install --target
+    parser.allow_abbrev = False
     parser.add_argument("source", metavar="SOURCE", type=Path, help="folder of the data set as it was downloaded")
     parser.add_argument("--dataset-id", type=_positive, required=True, metavar="ID", help="number in nnU-Net, 1 to 999")
     parser.add_argument("--name", help="name in nnU-Net instead of the converter's own")
