@@ -12,7 +12,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import blobs, write_image
 
 import learning_curves
 import memory_table
@@ -22,7 +21,7 @@ from fixed_plans import SIZES, plans, prepare
 from run_study import select
 from study import report
 from study.commands import Workspace
-from study.data import add_configuration, dataset_name, plan_and_preprocess
+from study.data import dataset_name
 from study.description import Arm, Configuration, Data, Run, Study, StudyError, read_study
 from study.kept import keep, kept_file
 from study.metrics import measure, read_metrics
@@ -178,57 +177,6 @@ def test_what_is_there_is_not_announced_as_work(tmp_path: Path):
     text = report.plan(s, work, [trained, untrained], 1)
     assert "1 trained models are left to be measured." in text
     assert "About 1.0 hours" in text
-
-
-def test_two_processes_share_a_study(tmp_path: Path):
-    """Nobody does what another process does in the same folder; numbers of data sets are given once."""
-    work = Workspace(tmp_path, tmp_path)
-    code = "import sys; from pathlib import Path; from study.commands import Workspace\nfolder = Path(sys.argv[1])\n"
-    code += "work = Workspace(folder, folder)"
-    ids = f"{code}\n[print(work.dataset_id(sys.argv[2] + str(i))) for i in range(20)]"
-    command = [sys.executable, "-c", ids, str(tmp_path)]
-    both = [subprocess.Popen([*command, name], cwd=BENCHMARKS, stdout=subprocess.PIPE, encoding="utf-8") for name in "ab"]
-    numbers = [int(line) for process in both for line in process.communicate()[0].split()]
-    assert sorted(numbers) == list(range(1, 41))
-    waiting = f"{code}\nwith work.alone('this'): print('done', flush=True)"
-    with work.alone("this"):
-        command = [sys.executable, "-c", waiting, str(tmp_path)]
-        second = subprocess.Popen(command, cwd=BENCHMARKS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
-        assert second.stderr is not None
-        assert second.stderr.readline().startswith("Waiting for another process that works at this in ")
-        assert second.poll() is None
-    assert second.communicate()[0] == "done\n"
-
-
-def test_plans_have_the_studys_name_whatever_the_planner_calls_them(tmp_path: Path):
-    """nnU-Net's residual planners name theirs nnUNetResEncUNetMPlans and the like."""
-    configuration = Configuration("3d_fullres", planner="nnUNetPlannerResEncM")
-    s, work = study(configuration=configuration), Workspace(tmp_path, tmp_path)
-    folder = work.raw / work.dataset("Blobs")
-    for i in range(2):
-        image, label = blobs(i)
-        write_image(image, folder / f"imagesTr/b{i}_0000.nii.gz")
-        write_image(label, folder / f"labelsTr/b{i}.nii.gz")
-    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "front": 1, "back": 2}, "numTraining": 2}
-    (folder / "dataset.json").write_text(json.dumps({**description, "file_ending": ".nii.gz"}), encoding="utf-8")
-    plan_and_preprocess(s, work, "Blobs")
-    planned = json.loads((work.preprocessed / folder.name / "nnUNetPlans.json").read_text(encoding="utf-8"))
-    assert "ResidualEncoder" in planned["configurations"]["3d_fullres"]["architecture"]["network_class_name"]
-    assert list((work.preprocessed / folder.name).glob("nnUNetPlans_3d_fullres/b*"))
-
-
-def test_smaller_configuration(tmp_path: Path):
-    arguments = {"n_conv_per_stage": [2, 2], "n_conv_per_stage_decoder": [2]}
-    planned = {"patch_size": [40, 56, 40], "architecture": {"arch_kwargs": arguments}}
-    file = tmp_path / "plans.json"
-    file.write_text(json.dumps({"plans_name": "p", "configurations": {"3d_fullres": planned}}))
-    add_configuration(
-        file, Configuration("s", "3d_fullres", patch_size=(20, 32, 6), features=(4, 8, 16, 16), spacing=(2, 2, 2))
-    )
-    entry = json.loads(file.read_text(encoding="utf-8"))["configurations"]["s"]
-    assert entry["architecture"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 1], [1, 2, 1]]
-    assert entry["data_identifier"] == "p_s"
-    assert len(entry["architecture"]["arch_kwargs"]["n_conv_per_stage_decoder"]) == 3
 
 
 def test_figures_per_case(tmp_path: Path):

@@ -1,19 +1,22 @@
 """The data sets of a study: one with all labels, and one for every number of labelled cases and subset.
 
 Everything is done by the commands that users have: a converter, ``hide_labels.py``, nnU-Net's planning and preprocessing,
-and ``nnunet-caml preprocess``. A data set is done when its file ``.ready`` is there.
+and ``nnunet-caml preprocess``. A data set is done when its file ``.ready`` is there, which says for what configuration.
 """
 
 import json
 import shutil
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 
-from study.commands import Workspace
-from study.description import Configuration, Run, Study
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-__all__ = ["PLANS", "dataset_name", "prepare", "pseudo_labeled"]
+from study.commands import Workspace
+from study.description import Configuration, Run, Study, StudyError
+
+__all__ = ["PLANS", "check_batch_sizes", "dataset_name", "prepare", "pseudo_labeled"]
 
 READY = ".ready"
 #: of the plans, whatever the planner calls them
@@ -34,7 +37,32 @@ def prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
 
     Raises:
         CommandError: A command failed.
+        StudyError: They cannot be compared, or were prepared for another configuration.
     """
+    _prepare(study, work, selected)
+    check_batch_sizes(study, work, sorted({dataset_name(study, run) for run in selected}))
+
+
+def check_batch_sizes(study: Study, work: Workspace, names: Sequence[str]) -> None:
+    """Raises if data sets have batches of different sizes: nnU-Net lets one cover 5 % of the labelled voxels at most.
+
+    Raises:
+        StudyError: With all labels, it planned more for a batch than with a few.
+    """
+    sizes = {
+        name: PlansManager(str(work.preprocessed / work.dataset(name) / f"{PLANS}.json"))
+        .get_configuration(study.configuration.name)
+        .batch_size
+        for name in names
+    }
+    if len(set(sizes.values())) > 1:
+        raise StudyError(
+            f"{study.name}: nnU-Net plans batches of different sizes ({', '.join(f'{k}: {v}' for k, v in sizes.items())}), so "
+            f"arms would differ in how much they see. Give batch_size in the study's configuration, and another --output."
+        )
+
+
+def _prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
     base, data = ALL_LABELS, study.data
     source = str(work.shared / data.source)
     if data.order_of_source:
@@ -76,10 +104,20 @@ def plan_and_preprocess(study: Study, work: Workspace, name: str, plans_of: str 
         work: Its folder.
         name: Of the data set.
         plans_of: Take the plans of this data set instead.
+
+    Raises:
+        CommandError: A command failed.
+        StudyError: It was prepared for another configuration.
     """
     number = str(work.dataset_id(name))
     folder = work.preprocessed / work.dataset(name)
-    if (folder / READY).is_file():
+    ready = folder / READY
+    wanted = json.dumps(asdict(study.configuration), indent=2)
+    if ready.is_file():
+        if (there := ready.read_text(encoding="utf-8")) not in ("", wanted):  # earlier versions left it empty
+            raise StudyError(
+                f"{ready} says that {name} was prepared for another configuration, {there}. Give another --output."
+            )
         return
     if plans_of is None:
         work.run(name, ["nnUNetv2_extract_fingerprint", "-d", number, "-np", "2", "--verify_dataset_integrity"])
@@ -96,7 +134,7 @@ def plan_and_preprocess(study: Study, work: Workspace, name: str, plans_of: str 
     work.run(name, ["nnUNetv2_preprocess", "-d", number, "-c", configuration, "-plans_name", PLANS, "-np", "2"])
     if (work.raw / work.dataset(name) / "imagesUn").is_dir():
         work.run(name, ["nnunet-caml", "preprocess", "-d", number, "-c", configuration, "-p", PLANS, "-np", "2"])
-    (folder / READY).touch()
+    ready.write_text(wanted, encoding="utf-8")
 
 
 def add_configuration(plans_file: Path, configuration: Configuration) -> None:

@@ -107,7 +107,7 @@ def read_h5(path: Path, key: str, spacing_mm: Sequence[float], axes: str = "xyz"
     try:
         import h5py
     except ImportError as error:
-        raise ConversionError("Reading .h5 files needs h5py: pip install 'nnunet-caml[conversion]'.") from error
+        raise ConversionError("Reading .h5 files needs h5py: pip install h5py.") from error
     if not path.is_file():
         raise ConversionError(f"{path} does not exist: complete the download, or leave the case out (--skip-broken).")
     try:
