@@ -8,6 +8,8 @@ import SimpleITK as sitk
 from conversion_helpers import dataset_json, run, run_as_user, sentence, split_of, verify, voxels
 from conversion_sources import raw_data_set
 
+from nnunet_caml.conversion import summary
+
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
 def test_hide_labels(tmp_path, raw, monkeypatch, ending):
@@ -55,9 +57,11 @@ def test_patients_are_not_divided(tmp_path, raw):
     assert {case: split["patients"][case] for case in cases} == patients
 
 
-def test_a_single_labelled_case_is_no_fold(tmp_path, raw, capsys):
-    run("hide_labels.py", raw_data_set(tmp_path / "Dataset050_Mine"), "--dataset-id", 51, "--labeled", 1)
-    assert "nnUNetv2_train 51 3d_fullres all -tr nnUNetTrainerCAML" in capsys.readouterr().out
+@pytest.mark.parametrize(("few", "fold"), [(20, "all"), (3, "0")])
+def test_few_labelled_cases_are_trained_on_all_of_them(tmp_path, raw, capsys, monkeypatch, few, fold):
+    monkeypatch.setattr(summary, "FEW", few)
+    run("hide_labels.py", raw_data_set(tmp_path / "Dataset050_Mine"), "--dataset-id", 51, "--labeled", 3)
+    assert f"nnUNetv2_train 51 3d_fullres {fold} -tr nnUNetTrainerCAML" in capsys.readouterr().out
 
 
 def test_name_of_a_folder_that_cannot_name_a_data_set(tmp_path, raw):

@@ -61,7 +61,7 @@ def test_left_atrium(tmp_path, raw, monkeypatch):
     assert set(files_of(target)) == expected
     assert "2 labelled, 3 unlabelled, 2 test cases" in done.stdout
     assert "nnUNetv2_plan_and_preprocess -d 27 -c 3d_fullres --verify_dataset_integrity" in done.stdout
-    assert "nnUNetv2_train 27 3d_fullres 0 -tr nnUNetTrainerCAML" in done.stdout
+    assert "nnUNetv2_train 27 3d_fullres all -tr nnUNetTrainerCAML" in done.stdout
     verify(target, monkeypatch)
 
 

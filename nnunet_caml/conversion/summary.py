@@ -7,6 +7,9 @@ from pathlib import Path
 
 from nnunet_caml.conversion.cases import Dataset
 
+#: labelled cases; with fewer than that all of them are for training
+FEW = 20
+
 
 @dataclass(frozen=True)
 class Report:
@@ -62,8 +65,8 @@ class Summary:
         for identifier, reason in self.left_out.items():
             lines.append(f"  left out {identifier}: {reason}")
         number = int(self.folder.name[len("Dataset") :].split("_")[0])
-        # a single case cannot be split into folds
-        fold = "all" if sum(report.role == "labeled" for report in self.reports) == 1 else 0
+        # folds 0 to 4 hold a fifth back, of few cases too many to lose and too few to validate on
+        fold = "all" if len(labelled) < FEW else 0
         return "\n".join(
             [
                 *lines,
