@@ -161,7 +161,7 @@ class _RowCrossEntropy(torch.autograd.Function):
     """Sum over rows of ``-sum_j corr_a[j] log(corr_v[j] + 1e-8)``, with the gradients worked out on the way.
 
     Similarities of all voxels to the whole memory are by far the largest tensors of OCC (gigabytes with many classes) and
-    autograd would keep half a dozen of them. Here only ``CHUNK`` rows exist at a time, and each is passed over once.
+    autograd would keep half a dozen of them. Here only some rows exist at a time, and each is passed over once.
     """
 
     CHUNK = 1024
@@ -171,8 +171,10 @@ class _RowCrossEntropy(torch.autograd.Function):
         """``f_v`` and ``f_a`` are ``(N, D)`` over the temperature, ``weight`` is ``(N, 1)``, ``bias`` as of :func:`missing`."""
         grad_v, grad_a = torch.empty_like(f_v), torch.empty_like(f_a)
         total, peak = f_v.new_zeros(()), f_v.new_zeros(())
-        for start in range(0, len(f_v), _RowCrossEntropy.CHUNK):
-            rows = slice(start, start + _RowCrossEntropy.CHUNK)
+        # small chunks stay in a CPU's cache; a GPU, with its cost per operation, gets tensors of up to 64 MiB
+        chunk = _RowCrossEntropy.CHUNK if f_v.device.type == "cpu" else max(_RowCrossEntropy.CHUNK, 2**24 // len(memory))
+        for start in range(0, len(f_v), chunk):
+            rows = slice(start, start + chunk)
             w = weight[rows]
             q = peaked_softmax(F.linear(f_v[rows], memory, bias))
             p = peaked_softmax(F.linear(f_a[rows], memory, bias))

@@ -15,7 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nnunet_caml.attention import AttentionLayer
 from nnunet_caml.networks import checkpoint_activations
 
-__all__ = ["LowerBound", "available_bytes", "describe", "lower_bound"]
+__all__ = ["WAYS_OUT", "LowerBound", "available_bytes", "describe", "lower_bound"]
+
+WAYS_OUT = (
+    "Ways out, best first: a subclass with activation_checkpointing = True; -tr nnUNetTrainerCAML_sharedEncoder; plans with a "
+    "smaller batch or patch (nnUNetv2_plan_experiment -gpu_memory_target)."
+)
 
 
 class LowerBound(NamedTuple):
@@ -117,8 +122,4 @@ def describe(needed: LowerBound, available: int | None) -> str:
     text = f"{text}, and this device has {available / 2**30:.1f} GiB"
     if total <= available:
         return f"{text}."
-    return (
-        f"WARNING: {text}: it will most likely run out of memory. Ways out, best first: a subclass with "
-        f"activation_checkpointing = True; -tr nnUNetTrainerCAML_sharedEncoder; plans with a smaller batch or patch "
-        f"(nnUNetv2_plan_experiment -gpu_memory_target)."
-    )
+    return f"WARNING: {text}: it will most likely run out of memory. {WAYS_OUT}"

@@ -14,7 +14,8 @@ from nnunet_caml.consistency import at_least_float32
 class MaskedBatchNorm(nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` over those rows of a fixed-size batch that are valid.
 
-    With all rows valid it equals its parent. With fewer than two, the running statistics stay as they are.
+    With all rows valid it equals its parent. With fewer than two, or with infinite ones, the running statistics
+    stay as they are.
     """
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -29,12 +30,13 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         with torch.no_grad():
             # nn.BatchNorm1d keeps the unbiased variance
             unbiased = variance * count / (count - 1).clamp(min=1)
-            momentum = (count > 1).to(x.dtype) * (self.momentum or 0.0)
+            # A gradient scaler skips a step that overflowed; what it left here would stay and spoil all later ones.
+            usable = (count > 1) & mean.isfinite().all() & unbiased.isfinite().all()
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(unbiased, momentum)
+            for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running.copy_(torch.where(usable, running.lerp(value, self.momentum or 0.0), running))
             self.num_batches_tracked += 1
         return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 

@@ -93,12 +93,14 @@ class MemoryBank(nn.Module):
         Args:
             case: Its identifier; must be among those given at construction.
             embeddings: ``(K, m, D)`` with ``m <= slots``, for each class a uniformly random subset of its voxels in
-                random order; rows from ``counts[k]`` on are ignored.
+                random order; rows from ``counts[k]`` on are ignored. A class with numbers that are not finite is left empty.
             counts: ``(K,)``, correct voxels of each class.
         """
         index = self.case_index[case]
-        self.embeddings[index, :, : embeddings.shape[1]] = embeddings.to(self.embeddings.dtype)
-        self.counts[index] = counts.to(self.counts.dtype)
+        # A gradient scaler skips a step that overflowed; what it left here would be drawn in later ones.
+        finite = embeddings.isfinite().flatten(1).all(1)
+        self.embeddings[index, :, : embeddings.shape[1]] = embeddings.nan_to_num(0.0, 0.0, 0.0).to(self.embeddings.dtype)
+        self.counts[index] = (counts * finite).to(self.counts.dtype)
 
     @torch.no_grad()
     def sample(self) -> MemorySample:

@@ -34,6 +34,22 @@ def unwrap(network: nn.Module) -> nn.Module:
     return network
 
 
+def compile_for_each_size(recomputed_by_several: bool = False) -> None:
+    """Settings of ``torch.compile`` for batches of two sizes, labelled patches alone and with unlabelled ones.
+
+    Args:
+        recomputed_by_several: Activations are recomputed, and several processes train.
+    """
+    dynamo: Any = torch._dynamo.config
+    # kernels that are to fit any size do without the better layout of convolutions
+    dynamo.automatic_dynamic_shapes = False
+    # nnU-Net's Dice loss is compiled as well, for each resolution, with and without gradients; beyond 8 it would not be
+    dynamo.cache_size_limit = max(64, dynamo.cache_size_limit)
+    if recomputed_by_several:
+        # torch 2.3 cannot split graphs with recomputed parts into DistributedDataParallel's buckets
+        dynamo.optimize_ddp = False
+
+
 def require_unet(network: nn.Module) -> None:
     """Raises ``NotImplementedError`` unless ``network`` has the parts of nnU-Net's U-Nets that CAML builds on."""
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)

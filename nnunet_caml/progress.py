@@ -77,8 +77,8 @@ def log(logger: Any, values: dict[str, float], epoch: int) -> None:
 
 
 def describe(values: dict[str, float]) -> str:
-    """One line for the log file, without values that there are none of."""
-    known = {name: values[key] for key, (name, _) in VALUES.items() if not np.isnan(values[key])}
+    """One line for the log file; without the agreement while there is none. A loss that is not finite is to be seen."""
+    known = {name: values[key] for key, (name, _) in VALUES.items() if key != "agreement" or not np.isnan(values[key])}
     return "CAML: " + ", ".join(f"{name} {value:.4f}" for name, value in known.items())
 
 

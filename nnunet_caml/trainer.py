@@ -29,12 +29,14 @@ from nnunet_caml.networks import (
     FeatureTap,
     SharedEncoderAuxiliary,
     checkpoint_activations,
+    compile_for_each_size,
     copy_matching,
     make_auxiliary,
     require_unet,
     unwrap,
 )
 from nnunet_caml.preparation import prepare, split_few_cases
+from nnunet_caml.rehearsal import rehearse
 from nnunet_caml.unlabeled import UnlabeledDataset
 
 __all__ = ["nnUNetTrainerCAML"]
@@ -77,8 +79,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         self.unlabeled = UnlabeledDataset.create(self.plans_manager, self.configuration_name, self.dataset_json)
         check_labeled(self.unlabeled)
         if self._do_i_compile():
-            # The batch has two sizes. Kernels for any size do without the better layout of convolutions.
-            torch._dynamo.config.automatic_dynamic_shapes = False
+            compile_for_each_size(self.is_ddp and self.activation_checkpointing)
         super().initialize()
         vanilla: Any = unwrap(self.network)
         require_unet(vanilla)
@@ -196,6 +197,8 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))
             self.print_to_log_file(f"Pretrained weights: {copied} tensors copied to the auxiliary network as well.")
         super().on_train_start()
+        if self.device.type == "cuda" and (self.lambda_c or self.lambda_o):
+            rehearse(self)
         # they are those of rank 0; with them, others that load data themselves would draw the same patches
         if self._rng_to_restore is not None and self.local_rank == 0:
             checkpoints.set_rng_state(self._rng_to_restore)

@@ -29,3 +29,15 @@ def test_too_few_rows_leave_the_running_statistics(count):
 
 def test_embedding_width():
     assert NetworkHeads(5, 16)(torch.randn(7, 5)).shape == (7, 16)
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+def test_an_overflow_leaves_the_running_statistics(broken):
+    norm = MaskedBatchNorm(4)
+    rows = torch.randn(6, 4)
+    norm(rows, torch.ones(6, dtype=torch.bool))
+    before = norm.running_mean.clone(), norm.running_var.clone()
+    rows[2, 1] = broken
+    norm(rows, torch.ones(6, dtype=torch.bool))
+    assert torch.equal(before[0], norm.running_mean)
+    assert torch.equal(before[1], norm.running_var)

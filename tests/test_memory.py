@@ -91,3 +91,14 @@ def test_correct_voxels_only():
     assert counts.tolist() == [1, 2, 0]
     assert positions[0, 0] == 0
     assert sorted(positions[1, :2].tolist()) == [2, 3]
+
+
+def test_an_overflow_is_not_remembered():
+    bank = MemoryBank(["a"], 2, width=3, per_class=4)
+    embeddings = torch.randn(2, 4, 3)
+    embeddings[1, 3, 0] = float("nan")  # even a filler, which would be multiplied by a weight of 0
+    bank.write("a", embeddings, torch.tensor([4, 4]))
+    assert bank.counts.tolist() == [[4, 0]]
+    sample = bank.sample()
+    assert sample.embeddings.isfinite().all()
+    assert sample.valid.tolist() == [True] * 4 + [False] * 4

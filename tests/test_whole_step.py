@@ -236,3 +236,24 @@ def test_without_the_unlabelled_losses_v_is_nnunets_network(make_trainer):
     for (name, v), p in zip(caml.network.state_dict().items(), plain.network.state_dict().values(), strict=True):
         torch.testing.assert_close(v, p, rtol=1e-8, atol=1e-10, msg=name)
     caml.dataloader_train.finish()
+
+
+def test_an_overflow_is_over_after_the_step(make_trainer):
+    """On a GPU a gradient scaler skips such a step; what the networks gave in it must not be kept elsewhere."""
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.network.train()
+    trainer.caml.train()
+    patch, cases = trainer.configuration_manager.patch_size, trainer.do_split()[0][:2]
+    images = torch.randn(4, 1, *patch)
+    scales = [torch.tensor(patch) * torch.tensor(s) for s in trainer._get_deep_supervision_scales()]
+    target = [torch.zeros(2, 1, *map(int, size.round())) for size in scales]
+    trainer.losses(images, target, cases)
+    spoiled = images.clone()
+    spoiled[3, 0, 0, 0, 0] = float("inf")
+    broken, _ = trainer.losses(spoiled, target, cases)
+    assert not broken["consistency"].isfinite()
+    state = trainer.caml.state_dict()
+    assert [k for k, x in state.items() if not x.isfinite().all()] == []
+    after, _ = trainer.losses(images, target, cases)
+    assert all(x.isfinite() for x in after.values())

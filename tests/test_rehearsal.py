@@ -1,0 +1,54 @@
+"""The largest step, tried before the training; a GPU's business, here on a CPU."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_caml.rehearsal import rehearse
+
+
+def started(make_trainer, monkeypatch, name: str = "nnUNetTrainerCAMLShort"):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = make_trainer(name)
+    trainer.initialize()
+    trainer.on_train_start()
+    return trainer
+
+
+def everything(trainer) -> dict[str, torch.Tensor]:
+    return {**copy.deepcopy(trainer.network.state_dict()), **copy.deepcopy(trainer.caml.state_dict())}
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerCAMLShort", "nnUNetTrainerCAMLShort_sharedEncoder"])
+def test_the_largest_step_leaves_nothing_behind(make_trainer, monkeypatch, name):
+    trainer = started(make_trainer, monkeypatch, name)
+    trainer.on_train_epoch_start()
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))  # so that there is something in statistics and memory
+    before, random = everything(trainer), torch.get_rng_state()
+    sizes, gradients = [], []
+    trainer.network.register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
+    handle = next(trainer.network.parameters()).register_hook(gradients.append)
+    rehearse(trainer)
+    handle.remove()
+    assert sizes == [2 * trainer.batch_size]
+    assert len(gradients) == 1
+    after = everything(trainer)
+    assert [k for k in before if not torch.equal(before[k], after[k])] == []
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(p.grad is None for p in (*trainer.network.parameters(), *trainer.caml.parameters()))
+    assert torch.isfinite(torch.tensor(float(trainer.train_step(next(trainer.dataloader_train))["loss"])))
+
+
+def test_too_little_memory_is_said_before_the_training(make_trainer, monkeypatch):
+    trainer = started(make_trainer, monkeypatch)
+
+    class Full(nn.Module):
+        def forward(self, _images):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    trainer.caml.auxiliary = Full()
+    with pytest.raises(RuntimeError, match=r"2 labelled and 2 unlabelled patches.*activation_checkpointing.*Tried to allocate"):
+        rehearse(trainer)
