@@ -109,7 +109,7 @@ def make_batch(size: dict[str, Any], trainer: Any) -> dict[str, Any]:
 
 def floor_step(size: dict[str, Any], device: str) -> Callable[[dict], None]:
     """Two plain networks on the whole batch, nnU-Net's loss on the labelled half, each clipped and updated by itself."""
-    from nnunet_caml.trainer import first
+    from nnunet_caml.learning import first
 
     trainers = [make_trainer("nnUNetTrainer", size, device, 0) for _ in range(2)]
 

@@ -40,6 +40,9 @@ class Hyperparameters:
     sharpening_temperature: float = 0.1
     #: stop the gradient through the sharpened side; the released code does not
     detach_consistency_target: bool = False
+    #: length per axis, as a share of the patch, of the box that a labelled and an unlabelled patch exchange where V sees them
+    #: (ours; 0 for none; 2/3 is that of bidirectional copy-paste)
+    copy_paste_share: float = 0.0
     #: whether A has CMA
     attention: bool = True
     #: heads of CMA
@@ -122,6 +125,7 @@ _ALLOWED: dict[str, Rule] = {
     "consistency": _one_of(CONSISTENCIES),
     "sharpening_temperature": _POSITIVE,
     "detach_consistency_target": _SWITCH,
+    "copy_paste_share": _FRACTION,
     "attention": _SWITCH,
     "attention_heads": _WHOLE,
     "attention_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 and below 1"),

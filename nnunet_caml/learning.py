@@ -190,3 +190,13 @@ def same_optimizer(optimizer: Any, parameters: Iterable[nn.Parameter]) -> Any:
     accepted = inspect.signature(type(optimizer)).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     return type(optimizer)(parameters, **{k: v for k, v in optimizer.defaults.items() if takes_all or k in accepted})
+
+
+def has_gradients(optimizer: Any) -> bool:
+    """Whether any parameter of an optimiser has a gradient."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
+def first(outputs: Any, n: int) -> Any:
+    """The first ``n`` samples of an output, or of each output of a list."""
+    return [o[:n] for o in outputs] if isinstance(outputs, list | tuple) else outputs[:n]

@@ -21,9 +21,10 @@ from nnunet_caml import checkpoints, distributed, footprint, progress
 from nnunet_caml.cascade import predict_for_next_stage, with_previous_stage
 from nnunet_caml.checks import check_labeled
 from nnunet_caml.consistency import consistency_loss, cross_pseudo_loss, rampup
+from nnunet_caml.copy_paste import view_of_v
 from nnunet_caml.hyperparameters import Hyperparameters
 from nnunet_caml.labels import LabelSpace
-from nnunet_caml.learning import MutualLearning, agreement_counts, same_optimizer
+from nnunet_caml.learning import MutualLearning, agreement_counts, first, has_gradients, same_optimizer
 from nnunet_caml.loading import PairedBatches, UnlabeledCases, labeled_loader, like, unlabeled_loader
 from nnunet_caml.networks import (
     FeatureTap,
@@ -275,9 +276,12 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             :func:`nnunet_caml.learning.agreement_counts` on the unlabelled half.
         """
         n = len(cases)
-        outputs_v = self.network(images)
+        swap = view_of_v(images.shape, n, self._get_deep_supervision_scales(), self.copy_paste_share)
+        outputs_v = swap(self.network(swap(images)))
         outputs_a = self.caml.auxiliary(self.tap_v.take_skips() if self.share_encoder else images)
-        features_v, features_a = self.tap_v.take(), self.tap_a.take()
+        features_v, features_a = swap(self.tap_v.take()), self.tap_a.take()
+        if self.share_encoder:  # so A has seen what V has
+            outputs_a, features_a = swap(outputs_a), swap(features_a)
         full_v, full_a = (o[0] if isinstance(o, list | tuple) else o for o in (outputs_v, outputs_a))
         zero = full_v.new_zeros((), dtype=torch.float32)
         losses = {
@@ -385,13 +389,3 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
             self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
         self._rng_to_restore = state["rng"]
-
-
-def has_gradients(optimizer: Any) -> bool:
-    """Whether any parameter of an optimiser has a gradient."""
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
-
-
-def first(outputs: Any, n: int) -> Any:
-    """The first ``n`` samples of an output, or of each output of a list."""
-    return [o[:n] for o in outputs] if isinstance(outputs, list | tuple) else outputs[:n]

@@ -12,6 +12,7 @@ __all__ = [
     "nnUNetTrainerCAML_50epochs",
     "nnUNetTrainerCAML_5epochs",
     "nnUNetTrainerCAML_noCMA",
+    "nnUNetTrainerCAML_copyPaste",
     "nnUNetTrainerCAML_noCMA_noOCC",
     "nnUNetTrainerCAML_noOCC",
     "nnUNetTrainerCAML_paper",
@@ -86,6 +87,12 @@ class nnUNetTrainerCAML_noCMA_noOCC(nnUNetTrainerCAML):
     lambda_o = 0.0
 
 
+class nnUNetTrainerCAML_copyPaste(nnUNetTrainerCAML):
+    """V sees a labelled and an unlabelled patch with a box exchanged: :mod:`nnunet_caml.copy_paste`."""
+
+    copy_paste_share = 2 / 3
+
+
 class nnUNetTrainerCAML_paper(nnUNetTrainerCAML):
     """The paper's settings (those for 10 % labelled), whatever the defaults are.
 
@@ -101,6 +108,7 @@ class nnUNetTrainerCAML_paper(nnUNetTrainerCAML):
     consistency = "sharpened"
     sharpening_temperature = 0.1
     detach_consistency_target = False
+    copy_paste_share = 0.0
     attention = True
     attention_heads = 4
     attention_dropout = 0.5

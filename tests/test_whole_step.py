@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_caml import copy_paste
 from nnunet_caml.consistency import CONSISTENCIES
 from nnunet_caml.networks import unwrap
 
@@ -96,12 +97,25 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-@pytest.mark.parametrize("kind", CONSISTENCIES)
-def test_step_equals_the_formulas(make_trainer, kind: str):
-    """The paper's step, and the one with cross pseudo supervision for the consistency."""
+def slowly_exchanged(x: Tensor, n: int, box: list[tuple[float, float]]) -> Tensor:
+    """Voxel by voxel of a grid, whether its middle lies in the box."""
+    inside = torch.ones(x.shape[2:], dtype=torch.bool)
+    for axis, (first, last) in enumerate(box):
+        middle = (torch.arange(x.shape[axis + 2]) + 0.5) / x.shape[axis + 2]
+        inside &= ((middle > first) & (middle < last)).reshape([-1 if a == axis else 1 for a in range(x.ndim - 2)])
+    return torch.where(inside, torch.cat((x[n:], x[:n])), x)
+
+
+@pytest.mark.parametrize(("kind", "share"), [*((kind, 0.0) for kind in CONSISTENCIES), ("labels", 2 / 3)])
+def test_step_equals_the_formulas(make_trainer, monkeypatch, kind: str, share: float):
+    """The paper's step, and the ones with cross pseudo supervision for the consistency, and with copy-paste."""
     set_seed(0)
+    boxes: list[Any] = []
+    draw_box = copy_paste.random_box
+    monkeypatch.setattr(copy_paste, "random_box", lambda *args: boxes.append(draw_box(*args)) or boxes[-1])
     trainer = make_trainer("nnUNetTrainerCAMLShort_paper")
     trainer.consistency = kind
+    trainer.copy_paste_share = share
     trainer.attention_dropout = 0.0
     trainer.memory_per_class, trainer.num_filtered, trainer.max_filtered = 6, 9, 27
     trainer.rampup_fraction, trainer.occ_temperature = 0.9, 0.7
@@ -142,7 +156,12 @@ def test_step_equals_the_formulas(make_trainer, kind: str):
     assert samples[0].valid.all(), "the test should have a full memory"
 
     # from the formulas
-    outputs_v, features_v = forward(unwrap(trainer.network), images, False)
+    assert len(boxes) == (share > 0)
+    seen = slowly_exchanged(images, n, boxes[0]) if share else images
+    outputs_v, features_v = forward(unwrap(trainer.network), seen, False)
+    if share:
+        assert not torch.equal(seen, images)
+        outputs_v, features_v = [slowly_exchanged(o, n, boxes[0]) for o in outputs_v], slowly_exchanged(features_v, n, boxes[0])
     outputs_a, features_a = forward(unwrap(trainer.caml.auxiliary), images, True)
     scales = len(target)
     weights = [0.0 if i == scales - 1 else 2.0**-i for i in range(scales)]

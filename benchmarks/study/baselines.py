@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_caml.consistency import at_least_float32
-from nnunet_caml.learning import agreement_counts
+from nnunet_caml.learning import agreement_counts, first
 from nnunet_caml.networks import unwrap
-from nnunet_caml.trainer import first, nnUNetTrainerCAML
+from nnunet_caml.trainer import nnUNetTrainerCAML
 
 __all__ = ["nnUNetTrainerMeanTeacher"]
 
