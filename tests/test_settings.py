@@ -1,0 +1,121 @@
+"""That every hyperparameter arrives where it acts, and that the variants are what their names say."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nnunet_caml import variants
+from nnunet_caml.attention import AttentionLayer, CrossSampleMutualAttention
+from nnunet_caml.networks import SharedEncoderAuxiliary, unwrap
+
+
+def test_where_they_arrive(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    values = {
+        "supervised_weight": 0.7,
+        "embedding_width": 24,
+        "memory_per_class": 6,
+        "memory_max_rows_per_class": 9,
+        "num_filtered": 11,
+        "max_filtered": 17,
+        "max_filtered_share": 0.03,
+        "occ_temperature": 0.3,
+        "occ_similarity": "cosine",
+        "attention_heads": 2,
+        "attention_dropout": 0.25,
+        "attention_downsampling": 2.0,
+        "activation_checkpointing": True,
+        "consistency": "sharpened",
+        "sharpening_temperature": 0.4,
+        "detach_consistency_target": True,
+    }
+    for name, value in values.items():
+        setattr(trainer, name, value)
+    trainer.initialize()
+    caml = trainer.caml
+    assert caml.heads_a.prediction.out.out_features == 24
+    cases = len(caml.memory.case_index)
+    assert caml.memory.embeddings.shape[2:] == (max(1, 9 // cases), 24)
+    assert caml.memory.per_class == 6
+    assert (caml.num_filtered, caml.max_filtered, caml.max_filtered_share) == (11, 17, 0.03)
+    assert (caml.temperature, caml.similarity) == (0.3, "cosine")
+    stages = unwrap(caml.auxiliary).encoder.stages
+    (attention,) = (m for m in stages[1].modules() if isinstance(m, CrossSampleMutualAttention))  # at 1/2, the second one
+    assert (attention.intra.heads, attention.inter.attention_dropout, attention.inter.dropout1.p) == (2, 0.25, 0.25)
+    for network in (trainer.network, caml.auxiliary):
+        assert all("forward" in vars(stage) for stage in unwrap(network).encoder.stages), "not computed again"
+
+    seen = []
+    monkeypatch.setattr("nnunet_caml.trainer.consistency_loss", lambda *args: seen.append(args[2:]) or args[0].mean())
+    trainer.mutual_consistency(torch.zeros(4, 3, 2, 2, 2), torch.zeros(4, 3, 2, 2, 2), 2)
+    assert seen == [(0.4, False, True)]
+    trainer.labels = type(trainer.labels)(2, True, None)
+    trainer.mutual_consistency(torch.zeros(4, 2, 2, 2, 2), torch.zeros(4, 2, 2, 2, 2), 2)
+    assert seen[1] == (0.4, True, True)
+
+
+def test_dropout_of_attention(monkeypatch):
+    """The paper's 0.5: of the attention weights, of both residual branches and of the hidden layer."""
+    layer = AttentionLayer(8, 2, 16, 0.5).train()
+    rates, dropout = [], F.dropout
+    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, *args, **kwargs: rates.append(p) or dropout(x, p, *args, **kwargs))
+    monkeypatch.setattr("nnunet_caml.attention.dropout_attention", lambda q, k, v, p: rates.append(p) or v)
+    layer(torch.randn(2, 3, 8))
+    assert rates == [0.5] * 4
+
+
+def test_the_papers_settings():
+    """Gao et al., MICCAI 2023, for 10 % labelled, in nnU-Net's training."""
+    paper = {
+        "supervised_weight": 0.5,
+        "lambda_c": 1.0,
+        "lambda_o": 0.05,
+        "rampup_fraction": 0.2,
+        "rampup_start_fraction": 0.0,
+        "unlabeled_per_labeled": 1,
+        "consistency": "sharpened",
+        "sharpening_temperature": 0.1,
+        "detach_consistency_target": False,
+        "copy_paste_share": 0.0,
+        "attention": True,
+        "attention_heads": 4,
+        "attention_dropout": 0.5,
+        "attention_downsampling": 8.0,
+        "embedding_width": 64,
+        "occ_similarity": "dot",
+        "occ_temperature": 0.1,
+        "num_filtered": 12800,
+        "max_filtered": 25600,
+        "max_filtered_share": 1.0,
+        "memory_per_class": 256,
+        "share_encoder": False,
+    }
+    assert {name: getattr(variants.nnUNetTrainerCAML_paper, name) for name in paper} == paper
+
+
+@pytest.mark.parametrize("name", [name for name in variants.__all__ if "epoch" in name])
+def test_length_of_short_variants(name):
+    number = re.search(r"_(\d+)epochs?$", name)
+    assert number
+    assert getattr(variants, name).epochs == int(number[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "attention", "occ"),
+    [
+        ("nnUNetTrainerCAML", False, True, True),
+        ("nnUNetTrainerCAML_sharedEncoder", True, True, True),
+        ("nnUNetTrainerCAML_noCMA", False, False, True),
+        ("nnUNetTrainerCAML_noOCC", False, True, False),
+        ("nnUNetTrainerCAML_noCMA_noOCC", False, False, False),
+    ],
+)
+def test_parts_of_variants(make_trainer, name, shared, attention, occ):
+    trainer = make_trainer(name)
+    trainer.initialize()
+    auxiliary = unwrap(trainer.caml.auxiliary)
+    assert isinstance(auxiliary, SharedEncoderAuxiliary) == shared
+    assert any(isinstance(m, CrossSampleMutualAttention) for m in auxiliary.modules()) == attention
+    assert (trainer.lambda_o > 0) == occ
