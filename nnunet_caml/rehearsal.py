@@ -11,10 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, autocast
 
+from nnunet_caml.checkpoints import get_rng_state, set_rng_state
 from nnunet_caml.footprint import WAYS_OUT
 from nnunet_caml.networks import unwrap
 
-__all__ = ["rehearse"]
+__all__ = ["rehearse", "rehearse_on_gpu"]
+
+
+def rehearse_on_gpu(trainer: Any) -> None:
+    """:func:`rehearse` where memory is scarce, unless no unlabelled patch will ever come in."""
+    if trainer.device.type == "cuda" and (trainer.lambda_c or trainer.lambda_o):
+        rehearse(trainer)
 
 
 def rehearse(trainer: Any) -> None:
@@ -30,17 +37,16 @@ def rehearse(trainer: Any) -> None:
     device = trainer.device
     modules = (unwrap(trainer.network), trainer.caml)
     buffers = [buffer for module in modules for buffer in module.buffers()]
-    before = [buffer.clone() for buffer in buffers]
+    before, random = [buffer.clone() for buffer in buffers], get_rng_state()
     trainer.network.train()
     trainer.caml.train()
     labeled, unlabeled = trainer.batch_size, trainer.unlabeled_per_labeled * trainer.batch_size
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            batch = next(trainer.dataloader_train.labeled)
-            images = torch.cat([batch["data"].to(device)] * (1 + trainer.unlabeled_per_labeled))
-            target = batch["target"]
-            target = [t.to(device) for t in target] if isinstance(target, list) else target.to(device)
-            step(trainer, images, target, list(batch["keys"]))
+        batch = next(trainer.dataloader_train.labeled)
+        images = torch.cat([batch["data"].to(device)] * (1 + trainer.unlabeled_per_labeled))
+        target = batch["target"]
+        target = [t.to(device) for t in target] if isinstance(target, list) else target.to(device)
+        step(trainer, images, target, list(batch["keys"]))
     except torch.cuda.OutOfMemoryError as problem:
         raise RuntimeError(
             f"{device} has too little memory for a step of both networks on {labeled} labelled and {unlabeled} unlabelled "
@@ -52,6 +58,7 @@ def rehearse(trainer: Any) -> None:
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
+        set_rng_state(random)
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -37,7 +37,7 @@ from nnunet_caml.networks import (
     unwrap,
 )
 from nnunet_caml.preparation import prepare, split_few_cases
-from nnunet_caml.rehearsal import rehearse
+from nnunet_caml.rehearsal import rehearse_on_gpu
 from nnunet_caml.unlabeled import UnlabeledDataset
 
 __all__ = ["nnUNetTrainerCAML"]
@@ -198,8 +198,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))
             self.print_to_log_file(f"Pretrained weights: {copied} tensors copied to the auxiliary network as well.")
         super().on_train_start()
-        if self.device.type == "cuda" and (self.lambda_c or self.lambda_o):
-            rehearse(self)
+        rehearse_on_gpu(self)
         # they are those of rank 0; with them, others that load data themselves would draw the same patches
         if self._rng_to_restore is not None and self.local_rank == 0:
             checkpoints.set_rng_state(self._rng_to_restore)

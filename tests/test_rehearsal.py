@@ -1,12 +1,15 @@
 """The largest step, tried before the training; a GPU's business, here on a CPU."""
 
 import copy
+import random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from nnunet_caml.rehearsal import rehearse
+from nnunet_caml.rehearsal import rehearse, rehearse_on_gpu
 
 
 def started(make_trainer, monkeypatch, name: str = "nnUNetTrainerCAMLShort"):
@@ -27,7 +30,7 @@ def test_the_largest_step_leaves_nothing_behind(make_trainer, monkeypatch, name)
     trainer.on_train_epoch_start()
     for _ in range(2):
         trainer.train_step(next(trainer.dataloader_train))  # so that there is something in statistics and memory
-    before, random = everything(trainer), torch.get_rng_state()
+    before, numbers = everything(trainer), (torch.get_rng_state(), random.getstate(), np.random.get_state()[2])
     sizes, gradients = [], []
     trainer.network.register_forward_hook(lambda _m, args, _o: sizes.append(len(args[0])))
     handle = next(trainer.network.parameters()).register_hook(gradients.append)
@@ -37,9 +40,23 @@ def test_the_largest_step_leaves_nothing_behind(make_trainer, monkeypatch, name)
     assert len(gradients) == 1
     after = everything(trainer)
     assert [k for k in before if not torch.equal(before[k], after[k])] == []
-    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(numbers[0], torch.get_rng_state())
+    assert numbers[1:] == (random.getstate(), np.random.get_state()[2])
     assert all(p.grad is None for p in (*trainer.network.parameters(), *trainer.caml.parameters()))
     assert torch.isfinite(torch.tensor(float(trainer.train_step(next(trainer.dataloader_train))["loss"])))
+
+
+def test_when_it_is_tried(make_trainer, monkeypatch):
+    tried: list = []
+    monkeypatch.setattr("nnunet_caml.trainer.rehearse_on_gpu", lambda trainer: tried.append(trainer.dataloader_train))
+    trainer = started(make_trainer, monkeypatch)
+    assert tried == [trainer.dataloader_train]  # once, when there are loaders
+    monkeypatch.setattr("nnunet_caml.rehearsal.rehearse", tried.append)
+    tried.clear()
+    for device, weight in (("cpu", 1.0), ("cuda", 0.0), ("cuda", 1.0)):
+        other = SimpleNamespace(device=torch.device(device), lambda_c=weight, lambda_o=0.0)
+        rehearse_on_gpu(other)
+    assert tried == [other]
 
 
 def test_too_little_memory_is_said_before_the_training(make_trainer, monkeypatch):
