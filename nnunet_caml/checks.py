@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
@@ -57,7 +58,7 @@ def labeled_content(dataset: UnlabeledDataset, cases: nnUNetBaseDataset) -> dict
     cache = dataset.folder / STATE_FOLDER / "labeled"
     content = {}
     for case in tqdm(cases.identifiers, desc="Checking validation cases", unit="case", leave=False):
-        files = sorted(f for f in Path(dataset.labeled_folder).glob(f"{case}.*") if f.suffix != ".pkl")
+        files = sorted(f for f in Path(dataset.labeled_folder).glob(f"{escape(case)}.*") if f.suffix != ".pkl")
         sources = {f.name: f.stat().st_size for f in files} | {f"{f.name} mtime": f.stat().st_mtime_ns for f in files}
         state = CaseState.read(cache / f"{case}.json")
         if state is None or state.fingerprint != fingerprint or state.sources != sources:

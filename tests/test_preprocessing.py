@@ -1,16 +1,103 @@
 """Preprocessing of unlabelled cases where others are at work beside it, or where nothing can be written."""
 
+import pickle
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle, write_pickle
 from conftest import Workspace, blobs, write_image
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from test_unlabeled import dataset
 
 from nnunet_caml import preprocessing
-from nnunet_caml.checks import labeled_content
-from nnunet_caml.preprocessing import needs_work, preprocess, preprocess_case
-from nnunet_caml.unlabeled import STATE_FOLDER
+from nnunet_caml.checks import cases_without_foreground, check_overlap, labeled_content
+from nnunet_caml.preprocessing import check_images, needs_work, preprocess, preprocess_case
+from nnunet_caml.unlabeled import STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
+
+
+class OneThread(ThreadPoolExecutor):
+    """In the place of a pool of processes, whose workers take seconds to start; what goes there is pickled all the same."""
+
+    def __init__(self, processes: int, mp_context) -> None:
+        super().__init__(1)
+        assert processes == 2
+
+    def submit(self, /, *call) -> Future:
+        return super().submit(*pickle.loads(pickle.dumps(call)))
+
+
+class DeadWorker(OneThread):
+    """A pool whose worker for un_2 has been killed."""
+
+    def submit(self, /, *call) -> Future:
+        if call[2] != "un_2":
+            return super().submit(*call)
+        dead: Future = Future()
+        dead.set_exception(BrokenProcessPool())
+        return dead
+
+
+def test_broken_cases_are_named_by_several_processes_too(workspace: Workspace, monkeypatch):
+    image = blobs(0)[0].astype(np.float32)
+    image[3, 3, 3] = np.nan
+    write_image(image, workspace.raw / "imagesUn/un_3_0000.nii.gz")
+    monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", OneThread)
+    sentence = r"1 of 5 unlabelled cases cannot be used; the others are preprocessed:\n  - .*un_3 has NaN or infinite voxels"
+    with pytest.raises(UnlabeledDataError, match=sentence):
+        preprocess(dataset(workspace), 2)
+    assert dataset(workspace).done_cases() == ["un_0", "un_1", "un_2", "un_4"]
+
+
+def test_a_worker_that_died_is_said_with_the_way_out(workspace: Workspace, monkeypatch):
+    monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", DeadWorker)
+    with pytest.raises(
+        RuntimeError, match=r"worker process died .* 2 processes\. .*run `nnunet-caml preprocess` .* smaller -np"
+    ):
+        preprocess(dataset(workspace), 2)
+
+
+@pytest.mark.parametrize(("reader", "key"), [("SimpleITKIO", "direction"), ("NibabelIO", "original_affine")])
+def test_channels_in_different_directions(workspace: Workspace, reader: str, key: str):
+    plans = load_json(str(workspace.preprocessed / "nnUNetPlans.json")) | {"image_reader_writer": reader}
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["ZScoreNormalization"] * 2
+    d = UnlabeledDataset.create(PlansManager(plans), "3d_tiny", {})
+    files = [workspace.raw / f"imagesUn/un_0_000{channel}.nii.gz" for channel in range(2)]
+    shutil.copy(*files)
+    check_images("un_0", files, d)
+    turned = sitk.ReadImage(str(files[0]))
+    turned.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    sitk.WriteImage(turned, str(files[1]))
+    with pytest.raises(UnlabeledDataError, match=rf"(?s)channels of unlabelled case un_0 differ in their {key}: .*Resample"):
+        check_images("un_0", files, d)
+
+
+def test_killed_while_files_are_moved_an_outdated_case_is_not_taken_for_done(workspace: Workspace, monkeypatch):
+    """Not even if its old image comes back, whose voxels have been replaced."""
+    d = dataset(workspace)
+    files = d.raw_cases()["un_0"]
+    assert preprocess_case(d, "un_0", files) is None
+    old = files[0].rename(workspace.root / "old.nii.gz")
+    write_image(blobs(77)[0], files[0])
+    move = Path.replace
+
+    def killed_after(self: Path, target: Path) -> None:
+        move(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed_after)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess_case(d, "un_0", files)
+    monkeypatch.setattr(Path, "replace", move)
+    old.rename(files[0])
+    assert needs_work(d, "un_0", files)
+    assert d.done_cases() == []
 
 
 def test_a_case_that_another_run_has_finished_stays_usable(workspace: Workspace, monkeypatch):
@@ -60,3 +147,27 @@ def test_read_only_preprocessed_data_can_be_trained_from(workspace: Workspace, m
     shutil.rmtree(d.folder / STATE_FOLDER / "labeled")
     (d.folder / STATE_FOLDER / "labeled").touch()  # nothing can be written below, not even by root
     assert labeled_content(d, cases) == expected
+
+
+def test_a_validation_case_that_was_preprocessed_again_is_still_found_among_the_unlabelled(workspace: Workspace):
+    """The digests of labelled cases are kept between runs, but not longer than their voxels."""
+    shutil.copy(workspace.raw / "imagesTr/tr_1_0000.nii.gz", workspace.raw / "imagesUn/copy_0000.nii.gz")
+    d = dataset(workspace)
+    preprocess(d, 1)
+    validation = nnUNetDatasetBlosc2(str(d.labeled_folder), ["tr_0"])
+    check_overlap(d, d.usable_cases(), ["tr_0"], validation)
+    shutil.copy(d.labeled_folder / "tr_1.b2nd", d.labeled_folder / "tr_0.b2nd")
+    with pytest.raises(UnlabeledDataError, match="case copy has the same voxels as labelled case tr_0"):
+        check_overlap(d, d.usable_cases(), ["tr_0"], validation)
+
+
+def test_annotated_voxels_without_any_foreground_are_none(workspace: Workspace):
+    """With an ignore label nnU-Net lists all annotated voxels, background included, beside those of each class."""
+    folder = dataset(workspace).labeled_folder
+    empty = DefaultPreprocessor._sample_foreground_locations(np.zeros((1, 4, 4, 4), np.int8), [1, 2, [-1, 0, 1, 2]])
+    properties = load_pickle(str(folder / "tr_0.pkl"))
+    write_pickle(properties | {"class_locations": empty}, str(folder / "tr_0.pkl"))
+    assert sum(map(len, empty.values())) > 0
+    assert cases_without_foreground(nnUNetDatasetBlosc2(str(folder), ["tr_0", "tr_1"])) == ["tr_0"]
+    with pytest.raises(UnlabeledDataError, match=r"None of the 1 labelled training cases \(tr_0\) has any foreground voxel"):
+        cases_without_foreground(nnUNetDatasetBlosc2(str(folder), ["tr_0"]))

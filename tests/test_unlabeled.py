@@ -115,6 +115,25 @@ def test_changed_plans_are_done_again(workspace: Workspace, key: str, value: obj
     assert len(dataset(workspace).done_cases()) == 5
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("transpose_forward", [1, 0, 2]),
+        ("foreground_intensity_properties_per_channel", {"0": {"mean": 1.0, "std": 2.0}}),
+        ("image_reader_writer", "NibabelIO"),
+        ("use_mask_for_norm", [True]),
+        ("preprocessor_name", "AnotherPreprocessor"),
+    ],
+)
+def test_whatever_in_the_plans_the_voxels_depend_on_counts(workspace: Workspace, key: str, value: object):
+    plans = load_json(str(workspace.preprocessed / "nnUNetPlans.json"))
+    before = dataset(workspace).fingerprint()
+    part = plans if key in plans else plans["configurations"]["3d_fullres"]
+    assert part[key] != value
+    part[key] = value
+    assert UnlabeledDataset.create(PlansManager(plans), "3d_tiny", {}).fingerprint() != before
+
+
 def test_changed_patch_size_is_not_done_again_and_a_changed_image_is(workspace: Workspace):
     preprocess(dataset(workspace), 1)
     file = workspace.preprocessed / "nnUNetPlans.json"
@@ -207,6 +226,14 @@ def test_entry_of_dataset_json_leaves_files_where_they_are(workspace: Workspace,
     shutil.rmtree(workspace.raw)
     assert dataset(workspace).usable_cases() == ["far", "near"]
     assert preprocess(dataset(workspace), 1) == 0
+
+
+def test_a_case_in_both_places(workspace: Workspace):
+    file = workspace.raw / "dataset.json"
+    entry = {"un_1": {"images": ["imagesTs/ts_0_0000.nii.gz"]}}
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}))
+    with pytest.raises(UnlabeledDataError, match=r'un_1 is both in .*imagesUn and in the entry "unlabeled" of .*dataset\.json'):
+        dataset(workspace).raw_cases()
 
 
 def test_cases_taken_out_of_the_raw_data_are_not_used(workspace: Workspace):
@@ -345,6 +372,14 @@ def test_a_full_disk_is_said_and_nothing_is_lost(workspace: Workspace):
 
 def test_what_another_node_has_just_finished_is_no_leftover(tmp_path: Path):
     assert not is_leftover(tmp_path / "tmp-case@elsewhere@1")
+
+
+def test_of_another_node_only_what_is_older_than_a_day_is_a_leftover(tmp_path: Path):
+    for hours, leftover in ((0, False), (23, False), (48, True)):
+        temporary = tmp_path / f"tmp-case_{hours}@1a2b3c4d@elsewhere@1"
+        temporary.mkdir()
+        os.utime(temporary, (time.time() - 3600 * hours,) * 2)
+        assert is_leftover(temporary) == leftover, hours
 
 
 def test_leftovers_of_dead_processes_are_removed(workspace: Workspace):

@@ -1,0 +1,55 @@
+"""``nnunet-caml``: what its commands do, and what they say where they cannot."""
+
+import json
+import shutil
+
+import pytest
+from conftest import NAME, Workspace
+from test_unlabeled import dataset
+
+from nnunet_caml.cli import main
+from nnunet_caml.startup import DISCOVERY_FOLDER
+
+
+def test_trainers_prints_the_folder_and_nothing_else(capsys: pytest.CaptureFixture):
+    assert main(["trainers"]) == 0
+    assert capsys.readouterr().out == f"{DISCOVERY_FOLDER}\n"
+
+
+def test_preprocess_does_every_configuration(workspace: Workspace, capsys: pytest.CaptureFixture):
+    file = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text(encoding="utf-8"))
+    coarse = {"inherits_from": "3d_fullres", "data_identifier": "nnUNetPlans_3d_coarse", "spacing": [3.0, 2.0, 2.0]}
+    plans["configurations"]["3d_coarse"] = coarse
+    file.write_text(json.dumps(plans), encoding="utf-8")
+    assert main(["preprocess", "-d", "101", "-c", "3d_tiny", "3d_coarse", "-np", "1"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.startswith("3d_tiny: 5 unlabelled cases preprocessed, 5 there in")
+    assert second.startswith("3d_coarse: 5 unlabelled cases preprocessed, 5 there in")
+    assert second.endswith("nnUNetPlans_3d_coarse_unlabeled")
+    assert len(dataset(workspace, "3d_coarse").done_cases()) == 5
+
+
+def test_preprocess_without_raw_cases_says_where_it_looked(
+    workspace: Workspace, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    command = ["preprocess", "-d", NAME, "-c", "3d_tiny", "-np", "1"]
+    shutil.rmtree(workspace.raw / "imagesUn")
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert f"There are no raw unlabelled cases for {NAME}: looked for imagesUn/ and for an entry" in said
+    assert str(workspace.raw) in said
+    monkeypatch.delenv("nnUNet_raw")
+    assert main(command) == 1
+    assert "$nnUNet_raw, which is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [("-np 0", "-np must be at least 1, got 0"), ("-p Others", "Others.json does not exist: run nnUNetv2_plan_and_preprocess")],
+)
+def test_preprocess_with_options_that_cannot_be(
+    workspace: Workspace, capsys: pytest.CaptureFixture, options: str, sentence: str
+):
+    assert main(["preprocess", "-d", "101", *options.split()]) == 1
+    assert sentence in capsys.readouterr().err

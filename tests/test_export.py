@@ -1,0 +1,113 @@
+"""``nnunet-caml export``: what is in the zip, and how the installed model is called."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NAME
+
+from nnunet_caml.cli import main
+from nnunet_caml.export import export
+
+PLANS = {"dataset_name": NAME, "plans_name": "nnUNetPlans", "continue_training": False, "configurations": {"3d_tiny": {}}}
+DESCRIPTION = {"labels": {"background": 0, "front": 1}}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model folder as nnU-Net leaves it: two folds are trained, of a third there is only the best checkpoint so far."""
+    folder = tmp_path / NAME / "nnUNetTrainerCAML__nnUNetPlans__3d_tiny"
+    together = folder / "crossval_results_folds_0_1"
+    together.mkdir(parents=True)
+    for name, content in (("plans", PLANS), ("dataset", DESCRIPTION), ("dataset_fingerprint", {"spacings": []})):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    for name in ("postprocessing.pkl", "postprocessing.json", "summary.json", "tr_0.nii.gz"):
+        (together / name).write_text(name, encoding="utf-8")
+    for fold, names in ((0, ("final", "best")), (1, ("final", "best")), (2, ("best",))):
+        (folder / f"fold_{fold}").mkdir()
+        for name in names:
+            checkpoint = {
+                "trainer_name": "nnUNetTrainerCAML",
+                "network_weights": {"weight": torch.full((2,), float(fold))},
+                "optimizer_state": {"state": {0: torch.ones(2)}},
+                "grad_scaler_state": {"scale": 1.0},
+                "init_args": {"plans": PLANS, "dataset_json": DESCRIPTION, "fold": fold, "device": torch.device("cpu")},
+                "logging": {"mean_fg_dice": [0.5], "caml_l_c": [1.0]},
+            }
+            torch.save(checkpoint, folder / f"fold_{fold}" / f"checkpoint_{name}.pth")
+        (folder / f"fold_{fold}" / "checkpoint_best_caml_0001.pth").write_bytes(b"both networks")
+    return folder
+
+
+def contents(file: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(file) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def load(content: bytes) -> dict:
+    return torch.load(io.BytesIO(content), weights_only=False)
+
+
+def test_all_trained_folds_and_what_belongs_to_them_are_exported(model: Path, tmp_path: Path):
+    installed = export(model, tmp_path / "model.zip")
+    base = f"{NAME}/nnUNetTrainer__nnUNetPlans__3d_tiny"
+    assert str(installed) == base
+    assert installed.command == f"-d {NAME} -c 3d_tiny -f 0 1 -i IN -o OUT"
+    found = contents(tmp_path / "model.zip")
+    assert sorted(found) == [
+        f"{base}/crossval_results_folds_0_1/postprocessing.json",
+        f"{base}/crossval_results_folds_0_1/postprocessing.pkl",
+        f"{base}/crossval_results_folds_0_1/summary.json",
+        f"{base}/dataset.json",
+        f"{base}/dataset_fingerprint.json",
+        f"{base}/fold_0/checkpoint_final.pth",
+        f"{base}/fold_1/checkpoint_final.pth",
+        f"{base}/plans.json",
+    ]
+    assert found[f"{base}/crossval_results_folds_0_1/postprocessing.pkl"] == b"postprocessing.pkl"
+
+
+def test_a_checkpoint_is_one_of_the_stock_trainer_without_what_only_training_needs(model: Path, tmp_path: Path):
+    export(model, tmp_path / "model.zip")
+    found = contents(tmp_path / "model.zip")
+    for fold in range(2):
+        checkpoint = load(found[f"{NAME}/nnUNetTrainer__nnUNetPlans__3d_tiny/fold_{fold}/checkpoint_final.pth"])
+        assert checkpoint["network_weights"]["weight"].tolist() == [fold, fold]
+        assert checkpoint["trainer_name"] == "nnUNetTrainer"
+        assert checkpoint["optimizer_state"] is None
+        assert checkpoint["grad_scaler_state"] is None
+        assert checkpoint["logging"] == {"mean_fg_dice": [0.5]}
+        assert checkpoint["init_args"]["fold"] == fold
+
+
+def test_another_plans_name_is_everywhere(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """In the folder that is installed, in both copies of the plans, and in the command that is printed."""
+    archive = tmp_path / "model.zip"
+    assert main(["export", str(model), str(archive), "-p", "SharedPlans"]) == 0
+    base = f"{NAME}/nnUNetTrainer__SharedPlans__3d_tiny"
+    said = capsys.readouterr().out
+    assert f"as {base}, " in said
+    assert f"nnUNetv2_predict -d {NAME} -c 3d_tiny -f 0 1 -i IN -o OUT -p SharedPlans\n" in said
+    found = contents(archive)
+    assert all(name.startswith(f"{base}/") for name in found)
+    expected = {"dataset_name": NAME, "plans_name": "SharedPlans", "configurations": {"3d_tiny": {}}}
+    assert json.loads(found[f"{base}/plans.json"]) == expected
+    assert load(found[f"{base}/fold_1/checkpoint_final.pth"])["init_args"]["plans"] == expected
+
+
+def test_chosen_folds_and_checkpoint(model: Path, tmp_path: Path):
+    installed = export(model, tmp_path / "model.zip", ["2"], "checkpoint_best.pth")
+    assert installed.command == f"-d {NAME} -c 3d_tiny -f 2 -i IN -o OUT -chk checkpoint_best.pth"
+    (name,) = (name for name in contents(tmp_path / "model.zip") if "/fold_" in name)
+    assert name.endswith("/fold_2/checkpoint_best.pth")
+
+
+def test_a_fold_that_is_not_trained_leaves_no_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["export", str(model), str(tmp_path / "model.zip"), "-f", "0", "2"]) == 1
+    said = capsys.readouterr().err
+    assert str(Path("fold_2", "checkpoint_final.pth")) in said
+    assert "that fold is not trained to the end" in said
+    assert not list(tmp_path.glob("*.zip*"))
