@@ -24,7 +24,7 @@ from study.commands import Workspace
 from study.data import dataset_name
 from study.description import Arm, Configuration, Data, Run, Study, StudyError, read_study
 from study.kept import keep, kept_file
-from study.metrics import measure, read_metrics
+from study.metrics import METRICS, measure, measure_case, read_metrics
 from study.runs import measured_data, metrics_file, model_folder
 from study.schedules import COST, trainer_name, write_trainers
 
@@ -177,6 +177,7 @@ def test_what_is_there_is_not_announced_as_work(tmp_path: Path):
     text = report.plan(s, work, [trained, untrained], 1)
     assert "1 trained models are left to be measured." in text
     assert "About 1.0 hours" in text
+    assert "About 0.5 hours of training with 2 side by side" in report.plan(s, work, [untrained], 2)
 
 
 def test_figures_per_case(tmp_path: Path):
@@ -200,6 +201,41 @@ def test_figures_per_case(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nnUNetv2_predict did not write it"):
         measure(predictions, truth, {"big": 1}, ".nii.gz", tmp_path / "n.csv")
     assert not (tmp_path / "n.csv").exists()
+
+
+def test_overlap_of_boxes(tmp_path: Path):
+    """Counted by hand; a class that neither has is no success, one that only one of them has is a failure."""
+    prediction, truth = np.zeros((2, 8, 8, 8), np.uint8)
+    prediction[2:4, 2:4, 2:4] = truth[2:4, 2:4, 2:7] = 1
+    prediction[6, 6, 6] = 2
+    write(prediction, tmp_path / "p.nii.gz")
+    write(truth, tmp_path / "la_1.nii.gz")
+    classes: dict[str, int | list[int]] = {"box": 1, "only predicted": 2, "nowhere": 3, "either": [1, 2]}
+    rows = {row["class"]: row for row in measure_case(tmp_path / "p.nii.gz", tmp_path / "la_1.nii.gz", classes)}
+    assert {row["case"] for row in rows.values()} == {"la_1"}
+    assert (rows["box"]["dice"], rows["box"]["jaccard"]) == (16 / 28, 8 / 20)
+    assert (rows["either"]["dice"], rows["either"]["jaccard"]) == (16 / 29, 8 / 21)
+    assert rows["only predicted"]["dice"] == rows["only predicted"]["jaccard"] == 0
+    assert math.isnan(float(rows["only predicted"]["hd95_mm"]))
+    assert all(math.isnan(float(rows["nowhere"][metric])) for metric in METRICS)
+
+
+def test_every_figure_is_under_its_header(tmp_path: Path):
+    s, work = study(labeled=(4,), arms=(Arm("plain", "nnUNetTrainer"),)), Workspace(tmp_path, tmp_path)
+    file = metrics_file(work, s.runs()[0])
+    file.parent.mkdir()
+    lines = ["case,class,dice,jaccard,hd95_mm,asd_mm,hd95_voxels,asd_voxels"]
+    lines += [f"c{i},organ,0.{i}1,0.{i}2,{i}.3,{i}.4,{i}.5,{i}.6" for i in (1, 2, 3)]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in report.table(s, work, report.collect(s, work)).splitlines() if "| " in line]
+    found = {header.strip(): cell.strip() for header, cell in zip(*rows, strict=True)}
+    # three values a step apart: their standard deviation is the step, and Student's t is 4.303 for two degrees of freedom
+    assert found["Dice, over cases"] == "0.210 ± 0.248"
+    assert found["Dice, over runs"] == "0.210"
+    assert found["Jaccard"] == "0.220 ± 0.248"
+    assert found["HD95 mm"] == "2.300 ± 2.484"
+    assert found["ASD mm"] == "2.400 ± 2.484"
+    assert (found["arm"], found["labelled"], found["runs"], found["undefined"]) == ("plain", "4", "1", "0")
 
 
 def test_table_and_figures(tmp_path: Path):

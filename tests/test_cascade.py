@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 
 import blosc2
+import numpy as np
 import pytest
 import torch
 from conftest import NAME, Workspace, blobs, write_image
@@ -84,6 +87,41 @@ def test_both_stages(workspace: Workspace):
         "nnUNetv2_predict", *images, "-c", "3d_cascade_fullres", "-o", high, "-prev_stage_predictions", low, *options
     )
     assert len(list(high.glob("ts_*.nii.gz"))) == 2
+
+
+def test_the_next_stage_gets_what_v_predicts(workspace: Workspace, make_trainer, monkeypatch):
+    """Where both stages have one geometry, and a case fits into a patch: the mean over all mirrorings."""
+    plans_file = workspace.preprocessed / "nnUNetPlans.json"
+    add_cascade(plans_file)
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    plans["configurations"]["3d_tiny"]["next_stage"] = "3d_cascade_fullres"
+    plans_file.write_text(json.dumps(plans), encoding="utf-8")
+    torch.manual_seed(0)
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = (0, 1, 2)
+    trainer.logger.log("epoch_end_timestamps", 1.0, 0)
+    # starting a process takes seconds
+    monkeypatch.setattr(cascade, "default_num_processes", 1)
+    monkeypatch.setattr(cascade, "ProcessPoolExecutor", lambda *_arguments: ThreadPoolExecutor(1))
+    cascade.predict_for_next_stage(trainer)
+    predicted = Path(trainer.output_folder_base) / "predicted_next_stage" / "3d_cascade_fullres"
+    trainer.network.eval()
+    trainer.set_deep_supervision_enabled(False)
+    axes = [c for k in range(4) for c in combinations((2, 3, 4), k)]
+    for case in ("un_0", "un_4"):
+        image = torch.from_numpy(blosc2.open(str(trainer.unlabeled.folder / f"{case}.b2nd"))[:])[None]
+        shape, patch = image.shape[2:], trainer.configuration_manager.patch_size
+        before = [(p - s) // 2 for s, p in zip(shape, patch, strict=True)]
+        inside = (..., *(slice(b, b + s) for b, s in zip(before, shape, strict=True)))
+        padded = torch.zeros(1, 1, *patch)
+        padded[inside] = image
+        with torch.no_grad():
+            logits = sum(trainer.network(padded.flip(c)).flip(c) for c in axes)
+        expected = logits[inside][0].argmax(0).numpy()
+        assert len(np.unique(expected)) > 1
+        found = blosc2.open(str(predicted / f"{case}.b2nd"))[:]
+        assert (found == expected).mean() > 0.95, "but for near ties: nnU-Net adds up in half precision"
 
 
 def test_half_a_prediction_is_none(tmp_path: Path, monkeypatch):

@@ -6,10 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import NAME, Workspace
 from test_cascade import add_cascade
+from torch import nn
+
+from nnunet_caml.distributed import average_gradients, on_first_rank
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
@@ -61,3 +66,39 @@ def test_two_ranks(workspace: Workspace, tmp_path: Path, configuration: str, tra
         predicted = model / "predicted_next_stage" / "3d_cascade_fullres"
         assert sorted(f.stem for f in predicted.glob("un_*.b2nd")) == ["un_0", "un_4"]
         assert all("2 unlabelled cases are predicted" in output for output in outputs), "the ranks go by one list"
+
+
+def one_rank(rank: int, folder: Path) -> None:
+    """What a rank ends with goes to ``folder``."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    module = nn.Linear(2, 1)
+    module.weight.grad = torch.tensor([[[1.0, 2.0]], [[4.0, 8.0]]][rank])
+    if rank == 0:
+        module.bias.grad = torch.tensor([6.0])
+    average_gradients([module])
+    told = on_first_rank(lambda: f"by {rank}", rank, True)
+
+    def fail() -> None:
+        raise OSError(f"disk of {rank} is full")
+
+    try:
+        on_first_rank(fail, rank, True)
+        problem = "none"
+    except Exception as error:
+        problem = repr(error)
+    torch.save([module.weight.grad.tolist(), module.bias.grad.tolist(), told, problem], folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_what_ranks_agree_on(tmp_path: Path):
+    """Gradients are averaged, also where a rank has none; the first rank's word counts, and its failure is everyone's."""
+    ranks = [forked.context.Process(target=one_rank, args=(rank, tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+        rank.kill()
+    ends = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert [end[:3] for end in ends] == [[[[2.5, 5.0]], [3.0], "by 0"]] * 2
+    assert ends[0][3] == "OSError('disk of 0 is full')"
+    assert ends[1][3] == "RuntimeError('Rank 0 stopped: OSError: disk of 0 is full')"

@@ -11,8 +11,8 @@ from conftest import blobs, write_image
 from test_benchmarks import BENCHMARKS, study
 
 from study.commands import Workspace
-from study.data import add_configuration, check_batch_sizes, plan_and_preprocess
-from study.description import Configuration, StudyError
+from study.data import _prepare, add_configuration, check_batch_sizes, plan_and_preprocess
+from study.description import Arm, Configuration, Data, StudyError
 
 
 def test_two_processes_share_a_study(tmp_path: Path):
@@ -78,3 +78,63 @@ def test_smaller_configuration(tmp_path: Path):
     assert entry["architecture"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 1], [1, 2, 1]]
     assert entry["data_identifier"] == "p_s"
     assert len(entry["architecture"]["arch_kwargs"]["n_conv_per_stage_decoder"]) == 3
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Instead of running: the commands, by the file name where they name a script or a folder."""
+    said: list[list[str]] = []
+
+    def run(work: Workspace, label: str, command: list[str], *_more: object) -> None:
+        said.append([Path(part).name for part in command])
+        folder = (
+            work.raw / work.dataset(label) / "imagesUn" if command[0] == "python" else work.preprocessed / work.dataset(label)
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(Workspace, "run", run)
+    return said
+
+
+def conversions(commands: list[list[str]]) -> list[str]:
+    return [" ".join(command[1:]) for command in commands if command[0] == "python"]
+
+
+def test_every_subset_is_a_lot_of_its_own(tmp_path: Path, commands: list[list[str]]):
+    arms = (Arm("plain", "nnUNetTrainer"), Arm("all", "nnUNetTrainer", all_labels=True))
+    s = study(labeled=(4,), subsets=(0, 1), arms=arms, data=Data("decathlon.py", "task", ("--test", "5")))
+    work = Workspace(tmp_path, tmp_path)
+    _prepare(s, work, s.runs())
+    assert conversions(commands) == [
+        "decathlon.py task --dataset-id 1 --name AllLabels --labeled all --test 5",
+        "hide_labels.py Dataset001_AllLabels --dataset-id 2 --name Labeled4Subset0 --labeled 4 --seed 0 --link",
+        "hide_labels.py Dataset001_AllLabels --dataset-id 3 --name Labeled4Subset1 --labeled 4 --seed 1 --link",
+    ]
+    preprocessed = [command for command in commands if command[:2] == ["nnunet-caml", "preprocess"]]
+    assert [command[3] for command in preprocessed] == ["2", "3", "1"]
+    assert all(command[4:8] == ["-c", "3d_fullres", "-p", "nnUNetPlans"] for command in preprocessed)
+    before = len(commands)
+    _prepare(s, work, s.runs())
+    assert len(commands) == before, "nothing is left to do"
+
+
+def test_development_cases_are_drawn_by_their_own_seed(tmp_path: Path, commands: list[list[str]]):
+    s = study(labeled=(4,), subsets=(2,), data=Data("decathlon.py", "task", ("--test", "5"), development=3, development_seed=7))
+    _prepare(s, Workspace(tmp_path, tmp_path), s.runs())
+    assert conversions(commands) == [
+        "decathlon.py task --dataset-id 1 --name WholeSource --labeled all --test 5",
+        "hide_labels.py Dataset001_WholeSource --dataset-id 2 --name AllLabels --labeled all --without-test --test 3 --seed 7 "
+        "--link",
+        "hide_labels.py Dataset002_AllLabels --dataset-id 3 --name Labeled4Subset2 --labeled 4 --seed 2 --link",
+    ]
+
+
+def test_labels_in_the_order_of_the_source(tmp_path: Path, commands: list[list[str]]):
+    arms = (Arm("plain", "nnUNetTrainer"), Arm("all", "nnUNetTrainer", all_labels=True))
+    s = study(arms=arms, data=Data("left_atrium.py", "la", ("--literature",), order_of_source=True))
+    _prepare(s, Workspace(tmp_path, tmp_path), s.runs())
+    assert conversions(commands) == [
+        "left_atrium.py la --dataset-id 1 --name Labeled4Subset0 --labeled 4 --literature",
+        "left_atrium.py la --dataset-id 2 --name Labeled8Subset0 --labeled 8 --literature",
+        "left_atrium.py la --dataset-id 3 --name AllLabels --labeled all --literature",
+    ]

@@ -30,6 +30,49 @@ def test_a_teacher_without_gradients_takes_a_step_under_a_gradient_scaler(make_t
     )
 
 
+def test_a_mean_teacher_is_the_average_of_its_student(make_trainer, monkeypatch):
+    """And the student follows what the teacher makes of the unlabelled patches under noise of its own."""
+    monkeypatch.setattr("nnunet_caml.preparation.default_num_processes", 1)  # starting a process takes seconds
+    torch.manual_seed(0)
+    trainer = started(make_trainer, baselines.nnUNetTrainerMeanTeacher)
+    trainer.decay = 0.75
+    student, teacher = trainer.network, trainer.caml.auxiliary
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p += 0.1 * torch.randn_like(p)
+    inputs, outputs = [], []
+    for network in (student, teacher):
+        network.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].clone()))
+        network.register_forward_hook(lambda _module, _args, output: outputs.append([o.detach().clone() for o in output]))
+    batch = next(trainer.dataloader_train)
+    n, unlabeled = len(batch["data"]), batch["unlabeled"]
+    before = [p.detach().clone() for p in student.parameters()], [p.clone() for p in teacher.parameters()]
+    values = trainer.train_step(batch)
+
+    assert torch.equal(inputs[0][:n], batch["data"]), "no noise where the labels are"
+    noises = [inputs[0][n:] - unlabeled, inputs[1] - unlabeled]
+    assert not torch.allclose(*noises, atol=0.05)
+    for noise in noises:
+        assert 0.09 < noise.std() < 0.1
+        assert noise.abs().max() < 0.2001
+    s, t = torch.softmax(outputs[0][0][n:], 1), torch.softmax(outputs[1][0], 1)
+    assert len(s) == len(t) == len(unlabeled)
+    np.testing.assert_allclose(values["consistency"], ((s - t) ** 2).mean(), rtol=1e-4)
+    np.testing.assert_allclose(values["loss"], trainer.loss([o[:n] for o in outputs[0]], batch["target"]), rtol=1e-4)
+    assert values["loss_a"] == 0
+    given = [[(x.argmax(1) == k) for k in (1, 2)] for x in (s, t)]
+    np.testing.assert_array_equal(
+        values["agreement"], [[(a & b).sum() for a, b in zip(*given, strict=True)], *[[a.sum() for a in x] for x in given]]
+    )
+
+    assert max((now - was).abs().max() for now, was in zip(student.parameters(), before[0], strict=True)) > 1e-3
+    for now, was, by in zip(teacher.parameters(), before[1], student.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.75 * was + 0.25 * by)
+    trainer.iteration, was = 0, next(teacher.parameters()).clone()
+    trainer.train_step(batch)  # a mean of few students, in the beginning
+    torch.testing.assert_close(next(teacher.parameters()), (was + next(student.parameters())) / 2)
+
+
 def test_views_share_their_geometry_and_differ_in_intensity(make_trainer):
     torch.manual_seed(0)
     trainer = started(make_trainer, trials.nnUNetTrainerCAML_views)

@@ -1,0 +1,56 @@
+"""What CAML adds to the log, with numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_caml.learning import agreement_counts
+from nnunet_caml.progress import VALUES, describe, epoch_values
+
+
+def outputs(agreement: list) -> dict[str, np.ndarray]:
+    """Of an epoch of two steps."""
+    steps = {
+        "loss": [1.0, 2.0],
+        "loss_a": [3.0, 6.0],
+        "consistency": [0.2, 0.4],
+        "correlation": [0.1, 0.7],
+        "row_peak": [0.5, 1.0],
+        "memory": [0.25, 0.75],
+        "agreement": agreement,
+    }
+    return {key: np.array(values, np.float32) for key, values in steps.items()}
+
+
+def test_voxels_that_both_networks_give_a_class():
+    v = torch.tensor([[0, 1, 1, 1], [2, 2, 0, 3]])
+    a = torch.tensor([[0, 1, 1, 2], [2, 1, 2, 0]])
+    assert agreement_counts(v, a, 5).tolist() == [[2, 1, 0, 0], [3, 2, 1, 0], [3, 3, 0, 0]], "both, V, A; no background"
+
+
+def test_values_of_an_epoch():
+    counts = [[[2, 1, 0, 0], [3, 2, 1, 0], [3, 3, 0, 0]], [[1, 0, 0, 0], [1, 0, 1, 0], [3, 0, 2, 0]]]
+    values = epoch_values(outputs(counts), 0.5, 0.05, 0.125)
+    assert list(values) == list(VALUES)
+    assert values["supervised"] == 1.5 + 4.5
+    assert values["supervised_a"] == 4.5
+    assert values["consistency"] == pytest.approx(0.3)
+    assert values["correlation"] == pytest.approx(0.4)
+    assert values["row_peak"] == 0.75
+    assert (values["lambda_c"], values["lambda_o"], values["waiting"]) == (0.5, 0.05, 0.125)
+    assert values["memory"] == 0.75, "as full as it is at the end"
+    # of the voxels of all steps together; the last class is in none of them
+    assert values["agreement"] == pytest.approx((6 / 10 + 2 / 5 + 0 / 4) / 3)
+
+
+def test_a_loss_that_is_not_finite_is_seen_and_an_agreement_on_nothing_is_not():
+    values = epoch_values(outputs([[[0, 0]] * 3] * 2), 0.0, 0.0, 0.0)
+    assert math.isnan(values["agreement"])
+    values["consistency"] = float("nan")
+    line = describe(values)
+    assert "L_c nan" in line
+    assert "agreement" not in line
+    values["agreement"] = 0.25
+    assert "(mean foreground Dice) 0.2500" in describe(values)

@@ -1,0 +1,215 @@
+"""The study's command line, and what a run is told: its seed, its teacher, its cost. Nothing is trained here."""
+
+import json
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_benchmarks import study
+
+import run_study
+from nnunet_caml.demo.commands import CommandError
+from study import report, runs, schedules
+from study.commands import FOLDERS, Workspace
+from study.description import Arm, Run
+from study.schedules import COST, Scheduled
+
+WORDS: dict[str, Any] = {
+    "data": {"converter": "decathlon.py", "source": "x"},
+    "labeled": [4],
+    "configuration": {"name": "3d_fullres"},
+    "iterations": 100,
+    "iterations_per_epoch": 50,
+    "arms": {"plain": {"trainer": "nnUNetTrainer"}},
+}
+DEVELOPMENT = {"data": {**WORDS["data"], "development": 2}}
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Calls ``run_study.py`` with the options given, for a study that is changed in what is given."""
+    for name in FOLDERS:
+        monkeypatch.setenv(name, "")  # to be restored
+
+    def call(change: dict[str, Any], *options: str) -> int:
+        file = tmp_path / "mine.json"
+        file.write_text(json.dumps({**WORDS, **change}), encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), "-o", str(tmp_path / "output"), *options])
+        return run_study.main()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "sentence"),
+    [
+        ({}, ["--test"], "--test: mine has no development cases"),
+        ({}, ["--mirrored"], "--mirrored: mine predicts with mirroring anyway"),
+        ({}, ["--arms", "CAML"], "--arms CAML: the study mine has plain"),
+        ({}, ["--against", "CAML"], "--against CAML: the study mine has plain"),
+        ({"iterations": 99}, [], "99 iterations are no whole number of epochs of 50"),
+    ],
+)
+def test_what_cannot_be_is_refused(command, capsys, change: dict, options: list[str], sentence: str):
+    assert command(change, "--report", *options) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("run_study.py: ")
+    assert sentence in printed.err
+    assert not printed.out
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "folder"),
+    [
+        ({}, [], "report"),
+        (DEVELOPMENT, [], "report"),
+        (DEVELOPMENT, ["--test"], "report_test"),
+        ({"test_time_augmentation": False}, ["--mirrored"], "report_mirrored"),
+        ({**DEVELOPMENT, "test_time_augmentation": False}, ["--test", "--mirrored"], "report_test_mirrored"),
+    ],
+)
+def test_what_can_be_is_done(tmp_path: Path, command, capsys, change: dict, options: list[str], folder: str):
+    assert command(change, "--report", *options) == 0
+    assert capsys.readouterr().out == "No run is finished yet.\n"
+    assert [path.name for path in (tmp_path / "output").glob("report*")] == [folder]
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "sentence"),
+    [(CommandError("no luck"), 1, "run_study.py: no luck\n"), (KeyboardInterrupt(), 130, "The same command goes on from here")],
+)
+def test_a_run_that_fails(command, capsys, monkeypatch, problem: BaseException, status: int, sentence: str):
+    def execute(*_arguments: object) -> None:
+        raise problem
+
+    for module, name in ((run_study, "write_trainers"), (run_study.data, "prepare"), (runs, "time_arms")):
+        monkeypatch.setattr(module, name, lambda *_arguments: None)
+    monkeypatch.setattr(runs, "execute", execute)
+    monkeypatch.setattr(report, "write", lambda *_arguments: pytest.fail("a report of what has failed"))
+    assert command({}) == status
+    assert sentence in capsys.readouterr().err
+
+
+def test_pseudo_labels_are_of_the_same_cases_and_seed(tmp_path: Path, monkeypatch):
+    """A prediction says here which model made it, of which data set."""
+    arms = (Arm("plain", "nnUNetTrainer"), Arm("pseudo", "nnUNetTrainer", pseudo_labels_from="plain"))
+    s, work = study(labeled=(4,), subsets=(0, 1), seeds=(0, 1), arms=arms), Workspace(tmp_path, tmp_path)
+    said: list[list[str]] = []
+
+    def run(_work: Workspace, label: str, command: list[str], *_more: object) -> None:
+        said.append(command)
+        if command[0] == "nnUNetv2_predict":
+            images, output = (Path(command[command.index(option) + 1]) for option in ("-i", "-o"))
+            output.mkdir(parents=True)
+            trainer, number = (command[command.index(option) + 1] for option in ("-tr", "-d"))
+            for image in images.glob("*_0000.nii.gz"):
+                text = f"{trainer} of {images.parent.name}, {number}"
+                (output / image.name.replace("_0000", "")).write_text(text, encoding="utf-8")
+        elif command[0] == "nnUNetv2_extract_fingerprint":
+            (work.preprocessed / work.dataset(label)).mkdir(parents=True)
+
+    monkeypatch.setattr(Workspace, "run", run)
+    monkeypatch.setattr(runs, "measure", lambda *_arguments: None)
+    for subset in (0, 1):
+        raw = work.raw / work.dataset(f"Labeled4Subset{subset}")
+        for name in ("imagesTr/tr_0000", "labelsTr/tr", "imagesUn/un_0000", "imagesTs/ts_0000", "labelsTs/ts"):
+            (raw / name).parent.mkdir(parents=True, exist_ok=True)
+            (raw / f"{name}.nii.gz").write_text("of an expert", encoding="utf-8")
+        (raw / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "labels": {"organ": 1}}), encoding="utf-8")
+
+    for r in (r for r in s.runs() if r.arm.name == "pseudo"):
+        said.clear()
+        runs.execute(s, work, r)
+        own = work.raw / work.dataset(f"pseudo_Labeled4Subset{r.subset}_Seed{r.seed}")
+        labels = {path.name: path.read_text(encoding="utf-8") for path in (own / "labelsTr").iterdir()}
+        few = work.dataset(f"Labeled4Subset{r.subset}")
+        number = str(work.dataset_id(f"Labeled4Subset{r.subset}"))
+        assert labels == {"tr.nii.gz": "of an expert", "un.nii.gz": f"Study_plain_seed{r.seed} of {few}, {number}"}
+        assert sorted(path.name for path in (own / "imagesTr").iterdir()) == ["tr_0000.nii.gz", "un_0000.nii.gz"]
+        move = next(c for c in said if c[0] == "nnUNetv2_move_plans_between_datasets")
+        assert move[1:5] == ["-s", number, "-t", str(work.dataset_id(own.name.split("_", 1)[1]))]
+        train = next(c for c in said if c[0] == "nnUNetv2_train")
+        assert train[1] == move[4]
+        assert train[train.index("-tr") + 1] == f"Study_pseudo_seed{r.seed}"
+        predict = said[-1]
+        assert predict[predict.index("-i") + 1] == str(work.raw / few / "imagesTs")
+        assert predict[predict.index("-d") + 1] == move[4]
+
+
+class Trainer:
+    """As much of nnU-Net's as a schedule is mixed into; its epochs took 8, 4, 6, 5 and 3 s."""
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device) -> None:
+        self.device, self.output_folder, self.current_epoch = device, plans["folder"], 1
+        times = {"epoch_start_timestamps": [0, 10, 20, 30, 40], "epoch_end_timestamps": [8, 14, 26, 35, 43]}
+        self.logger = SimpleNamespace(get_value=lambda key, step: times[key])
+
+    def train_step(self, batch: dict) -> dict:
+        return batch
+
+    def on_train_start(self) -> None:
+        pass
+
+    def on_train_end(self) -> None:
+        pass
+
+
+def scheduled(folder: Path, seed: int = 0) -> Any:
+    attributes = {"study_epochs": 5, "study_iterations": 10, "study_seed": seed}
+    kind: Any = type("Mine", (Scheduled, Trainer), attributes)
+    return kind({"folder": str(folder)}, "3d_fullres", 0, {}, torch.device("cpu"))
+
+
+def test_the_seed_of_a_training(tmp_path: Path):
+    drawn = []
+    for seed in (3, 4, 3):
+        scheduled(tmp_path, seed)
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[2]
+    assert all(a != b for a, b in zip(*drawn[:2], strict=True)), "of everything that draws"
+
+
+def test_what_a_training_cost(tmp_path: Path, monkeypatch):
+    """A training that was continued after its first epoch."""
+    clock = iter([100.0, 103.0, 200.0, 201.0])
+    monkeypatch.setattr(schedules, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(schedules, "peak_bytes", lambda: 2**30)
+    trainer = scheduled(tmp_path)
+    trainer.on_train_start()
+    for _ in range(2):
+        assert trainer.train_step({"a": 1}) == {"a": 1}
+    trainer.on_train_end()
+    cost = json.loads((tmp_path / COST).read_text(encoding="utf-8"))
+    assert cost == {
+        "iteration_s": 5 / 10,  # the median of the second half of the epochs
+        "training_s": 26.0,
+        "epochs_in_this_process": 4,
+        "step_s": pytest.approx(4 / 40),
+        "peak_memory_bytes": 2**30,
+    }
+
+
+def test_seconds_of_an_iteration_are_those_of_the_arm(tmp_path: Path):
+    """Of its teacher, where an arm has pseudo-labels; of its training for timing, as long as there is no other."""
+    arms = (
+        Arm("plain", "nnUNetTrainer"),
+        Arm("CAML", "nnUNetTrainerCAML"),
+        Arm("p", "nnUNetTrainer", pseudo_labels_from="plain"),
+    )
+    s, work = study(arms=arms), Workspace(tmp_path, tmp_path)
+
+    def took(r: Run, seconds: float) -> None:
+        file = runs.model_folder(s, work, r) / "fold_all" / COST
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"iteration_s": seconds}), encoding="utf-8")
+
+    took(Run(arms[1], 8, 0, -1), 3.0)
+    assert [runs.iteration_seconds(s, work, arm) for arm in arms] == [None, 3.0, None]
+    took(Run(arms[0], 8, 0, 0), 2.0)
+    took(Run(arms[1], 4, 0, 0), 4.0)
+    assert [runs.iteration_seconds(s, work, arm) for arm in arms] == [2.0, 4.0, 2.0]
