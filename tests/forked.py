@@ -14,6 +14,8 @@ PRELOADED = [
     *("nnunetv2.run.run_training", "nnunetv2.inference.predict_from_raw_data", "nnunet_caml.trainer", "skimage.io"),
     "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints",
 ]
+# nnU-Net reads it when it is imported, which is after this; to start pools takes longer than the tests' tiny cases
+os.environ.setdefault("nnUNet_def_n_proc", "1")
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(PRELOADED)
 
