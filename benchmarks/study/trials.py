@@ -11,6 +11,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunet_caml.consistency import at_least_float32
+from nnunet_caml.copy_paste import view_of_v
 from nnunet_caml.loading import labeled_loader
 from nnunet_caml.networks import unwrap
 from nnunet_caml.trainer import nnUNetTrainerCAML
@@ -151,30 +152,16 @@ class nnUNetTrainerCAML_mirrored(nnUNetTrainerCAML_changed):
 
 
 class nnUNetTrainerCAML_exchanged(nnUNetTrainerCAML_changed):
-    """A labelled and an unlabelled patch exchange a box, as in bidirectional copy-paste (Bai et al., CVPR 2023).
+    """A labelled and an unlabelled patch exchange a box for V, or for both networks, each with boxes of its own.
 
-    The box is two thirds of the patch along each axis, as there. Its faces lie between voxels of the coarsest output.
+    For V alone it is what became ``nnUNetTrainerCAML_copyPaste``.
     """
 
     changed = "v"
 
     def involution(self, images: Tensor, n: int) -> Callable[[Tensor], Tensor]:
         """Exchanges a box at a random place between sample ``i`` and ``n + i``."""
-        spatial = images.shape[2:]
-        depth = len(self._get_deep_supervision_scales() or [1]) - 1
-        grid = [max(1, size >> depth) for size in spatial]
-        sides = [max(1, round(2 * cells / 3)) for cells in grid]
-        starts = [int(torch.randint(cells - side + 1, ())) for cells, side in zip(grid, sides, strict=True)]
-        shares = [(a / c, (a + b) / c) for a, b, c in zip(starts, sides, grid, strict=True)]
-
-        def exchange(x: Tensor) -> Tensor:
-            box = tuple(slice(round(a * size), round(b * size)) for (a, b), size in zip(shares, x.shape[2:], strict=True))
-            labeled, unlabeled = (slice(0, n), slice(None), *box), (slice(n, 2 * n), slice(None), *box)
-            result = x.clone()
-            result[labeled], result[unlabeled] = x[unlabeled], x[labeled]
-            return result
-
-        return exchange
+        return view_of_v(images.shape, n, self._get_deep_supervision_scales(), 2 / 3)
 
 
 class nnUNetTrainerCAML_averaged(nnUNetTrainerCAML):
