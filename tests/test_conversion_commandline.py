@@ -44,8 +44,8 @@ def test_example_of_the_documentation_runs(tmp_path, raw):
         np.testing.assert_array_equal(voxels(image), random_image(int(name[-1])))
 
 
-def test_documented_converters_run(tmp_path, raw):
-    """The same for the converter in the documentation, which has to stay the docstring's."""
+def test_the_documented_converter_is_the_docstrings():
+    """Which runs, see above."""
     text = (ROOT / "documentation" / "datasets" / "own_data.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
     docstring = nnunet_caml.conversion.__doc__.partition("is a label::\n\n")[2]

@@ -80,8 +80,17 @@ def test_a_class_below_the_number_to_draw_has_no_memory_and_a_visit_overwrites()
 @pytest.mark.parametrize("cases", [1, 8, 1000, 100_000])
 def test_size_is_bounded(cases):
     bank = MemoryBank([str(i) for i in range(cases)], 2)
-    assert bank.embeddings.shape[0] * bank.slots <= max(65536, cases)
-    assert bank.slots <= 256
+    assert bank.slots == {1: 256, 8: 256, 1000: 65, 100_000: 1}[cases]
+    assert bank.embeddings.shape == (cases, 2, bank.slots, 64)
+
+
+def test_slots_that_are_empty_are_not_drawn():
+    """Where cases share the rows, a class can hold enough voxels but too few stored ones."""
+    bank = MemoryBank(["a", "b", "c"], 1, width=1, per_class=4, max_rows_per_class=6)
+    bank.write("b", torch.ones(1, 2, 1), torch.tensor([1000]))
+    sample = bank.sample()
+    assert sample.valid.tolist() == (sample.embeddings[:, 0] == 1).tolist()
+    assert sample.valid.sum() == 2
 
 
 def test_correct_voxels_only():

@@ -37,14 +37,12 @@ class Scheduled:
         study_iterations: Of an epoch.
         study_seed: Of weights, patches and augmentation. nnU-Net itself does not seed. Exact only where patches are loaded
             in the training process and the run is not interrupted.
-        study_momentum: Of SGD, if not nnU-Net's 0.99.
         study_keeps_auxiliary: Saves A as a model of its own, for watching.
     """
 
     study_epochs: int
     study_iterations: int
     study_seed: int = 0
-    study_momentum: float | None = None
     study_keeps_auxiliary: bool = False
 
     def __init__(
@@ -72,13 +70,6 @@ class Scheduled:
             for network in (self.network, getattr(getattr(self, "caml", None), "auxiliary", None)):  # type: ignore[attr-defined]
                 if network is not None:
                     network.to(memory_format=layout)
-
-    def configure_optimizers(self) -> Any:
-        optimizer, scheduler = super().configure_optimizers()  # type: ignore[misc]
-        if self.study_momentum is not None:
-            for group in (optimizer.defaults, *optimizer.param_groups):
-                group["momentum"] = self.study_momentum
-        return optimizer, scheduler
 
     def train_step(self, batch: dict) -> dict:
         began = perf_counter()
