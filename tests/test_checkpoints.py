@@ -1,0 +1,80 @@
+"""Pairs of nnU-Net's checkpoint and its companion: what a kill leaves, and what is restored."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from torch import nn
+
+from nnunet_caml.checkpoints import companion_state, load_companion, restore_companion, save
+from nnunet_caml.labels import LabelSpace
+from nnunet_caml.learning import MutualLearning
+
+
+def learning(*cases: str) -> tuple[MutualLearning, torch.optim.Optimizer]:
+    caml = MutualLearning(nn.Linear(2, 2), 3, LabelSpace(2, False, None), list(cases), width=4, per_class=2)
+    return caml, torch.optim.SGD(caml.parameters(), 0.1)
+
+
+def logger_after(folder: Path, epochs: int) -> MetaLogger:
+    logger = MetaLogger(str(folder), False)
+    for epoch in range(epochs):
+        logger.log("epoch_end_timestamps", 100.0 + epoch, epoch)
+    return logger
+
+
+def test_the_memory_of_other_cases_is_not_taken():
+    caml, optimizer = learning("a", "b")
+    caml.memory.counts += 7
+    state = companion_state(caml, optimizer)
+    same, of_same = learning("a", "b")
+    assert restore_companion(state, same, of_same)
+    assert (same.memory.counts == 7).all()
+    other, of_other = learning("a", "c")
+    assert not restore_companion(state, other, of_other)
+    assert (other.memory.counts == 0).all()
+    assert torch.equal(other.auxiliary.weight, caml.auxiliary.weight)
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_a_kill_at_any_moment_leaves_a_pair_that_fits(tmp_path: Path, monkeypatch, moment: int):
+    """Before each thing that happens to the file system, one after the other."""
+    checkpoint = tmp_path / "checkpoint_latest.pth"
+    caml, optimizer = learning("a")
+
+    def save_epoch(epochs: int) -> None:
+        stock = {"epochs": epochs}
+        save(
+            checkpoint,
+            lambda name: torch.save(stock, name),
+            {**companion_state(caml, optimizer), "n": epochs},
+            logger_after(tmp_path, epochs),
+        )
+
+    save_epoch(1)
+    left = [moment]
+
+    def dying(function):
+        def call(*args, **kwargs):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for owner, name in ((torch, "save"), (Path, "replace"), (Path, "unlink")):
+            patched.setattr(owner, name, dying(getattr(owner, name)))
+        try:
+            save_epoch(2)
+        except KeyboardInterrupt:
+            killed = True
+        else:
+            killed = False
+    assert killed == (moment < 5), "two files written, two moved, one removed"
+    epochs = torch.load(checkpoint, weights_only=True)["epochs"]
+    state = load_companion(checkpoint, logger_after(tmp_path, epochs), torch.device("cpu"))
+    assert state is not None
+    assert state["n"] == epochs
