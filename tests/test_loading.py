@@ -1,0 +1,19 @@
+"""Loaders on their way to worker processes."""
+
+import pickle
+
+from nnunet_caml.loading import labeled_loader
+
+
+def test_workers_need_not_be_forked(make_trainer):
+    """macOS and Windows start them anew, as Python 3.14 does everywhere: what they are given is pickled on the way."""
+    trainer = make_trainer()
+    trainer.on_train_start()
+    _, validation = trainer.do_split()
+    for augmenter, first in ((trainer.dataloader_train.labeled, "tr_"), (trainer.dataloader_train.unlabeled, "un_")):
+        loader = labeled_loader(augmenter)
+        arrived = pickle.loads(pickle.dumps(loader))
+        batch = next(arrived)
+        assert batch["data"].shape == (loader.batch_size, 1, *trainer.configuration_manager.patch_size)
+        assert all(case.startswith(first) for case in batch["keys"])
+        assert not set(batch["keys"]) & set(validation)
