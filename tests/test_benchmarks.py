@@ -65,6 +65,7 @@ def test_studies_of_the_repository(file: Path):
         ({"arms": {"a b": {"trainer": "x"}, "a-b": {"trainer": "x"}}}, "punctuation"),
         ({"arms": {"a": {"trainer": "x", "pseudo_labels_from": "b"}}}, "pseudo_labels_from should name a plain arm"),
         ({"iterations": 99}, "no whole number of epochs"),
+        ({"arms": {"a": {"trainer": "x", "iterations": 99}}}, "arm a: 99 iterations are no whole number of epochs"),
         ({"arms": {"a": {"trainer": "x", "by_labeled": {"5": {}}}}}, "by_labeled '5' is no number of labelled cases"),
         ({"configuration": {"name": "c", "patch": [3]}}, "configuration: 'patch' is unknown"),
     ],
@@ -138,7 +139,7 @@ def test_figures_of_test_cases_are_apart(tmp_path: Path):
 def test_trainers_are_what_the_study_says(tmp_path: Path, monkeypatch):
     by_labeled = {"4": {"rampup_fraction": 0.25}}
     arm = Arm("CAML", "nnUNetTrainerCAML", {"lambda_c": 0.5, "rampup_fraction": 0.125}, auxiliary=True, by_labeled=by_labeled)
-    s = study(seeds=(3,), arms=(Arm("labelled only", "nnUNetTrainer"), arm))
+    s = study(seeds=(3,), arms=(Arm("labelled only", "nnUNetTrainer", iterations=250), arm))
     write_trainers(s, tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     import study_trainers
@@ -146,6 +147,8 @@ def test_trainers_are_what_the_study_says(tmp_path: Path, monkeypatch):
     run = next(run for run in s.runs() if run.arm.name == "CAML" and run.labeled == 8)
     trainer = getattr(study_trainers, trainer_name(run))
     assert (trainer.lambda_c, trainer.study_seed, trainer.study_epochs, trainer.study_iterations) == (0.5, 3, 2, 50)
+    longer = getattr(study_trainers, trainer_name(replace(run, arm=s.arms[0])))
+    assert (longer.study_epochs, longer.study_iterations) == (5, 50)
     assert [base.__name__ for base in trainer.__mro__[1:3]] == ["Scheduled", "nnUNetTrainerCAML"]
     assert issubclass(getattr(study_trainers, f"{trainer_name(run)}_auxiliary"), trainer)
     four = getattr(study_trainers, trainer_name(replace(run, labeled=4)))
@@ -178,6 +181,11 @@ def test_what_is_there_is_not_announced_as_work(tmp_path: Path):
     assert "1 trained models are left to be measured." in text
     assert "About 1.0 hours" in text
     assert "About 0.5 hours of training with 2 side by side" in report.plan(s, work, [untrained], 2)
+    assert "2 runs of 100 iterations, 0" in text
+    longer = replace(s, arms=(s.arms[0], replace(s.arms[1], iterations=300)))
+    text = report.plan(longer, work, longer.runs(), 2)
+    assert "2 runs of 100 iterations (CAML: 300), 0" in text
+    assert "About 1.5 hours" in text
 
 
 def test_figures_per_case(tmp_path: Path):

@@ -71,6 +71,7 @@ class Arm:
         pseudo_labels_from: Name of the arm whose predictions of the unlabelled cases are taken for labels.
         auxiliary: Also measures CAML's auxiliary network, which users never see, to watch both networks apart.
         by_labeled: Class attributes for a number of labelled cases, which come before ``attributes``.
+        iterations: Of its trainings; ``None`` for the study's.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Arm:
     pseudo_labels_from: str | None = None
     auxiliary: bool = False
     by_labeled: dict[str, dict[str, Any]] = field(default_factory=dict)
+    iterations: int | None = None
 
     @property
     def slug(self) -> str:
@@ -120,7 +122,7 @@ class Study:
         subsets: Seeds of the lots that draw them; with one seed, fewer cases are a subset of more.
         seeds: Of the trainings.
         configuration: Of the plans.
-        iterations: Of every training.
+        iterations: Of every training of an arm that has no number of its own.
         iterations_per_epoch: Length of an epoch; the learning rate falls from epoch to epoch.
         test_time_augmentation: Mirroring in prediction.
         arms: What is compared; the first one is the reference of the paired tests.
@@ -138,6 +140,10 @@ class Study:
     iterations_per_epoch: int = 250
     test_time_augmentation: bool = True
     remark: str = ""
+
+    def epochs(self, arm: Arm) -> int:
+        """Length of a training."""
+        return (arm.iterations or self.iterations) // self.iterations_per_epoch
 
     def runs(self) -> list[Run]:
         """All trainings, those that others wait for first; the upper bound does not depend on the subset."""
@@ -209,8 +215,11 @@ def _check(study: Study, path: Path) -> None:
             raise StudyError(f"{path}, arm {arm.name}: pseudo_labels_from should name a plain arm, not {other!r}.")
     if study.data.order_of_source and (study.subsets != (0,) or study.data.development):
         raise StudyError(f"{path}: with order_of_source there is subset 0 only, and no development cases; change one of them.")
-    if study.iterations % study.iterations_per_epoch:
-        raise StudyError(
-            f"{path}: {study.iterations} iterations are no whole number of epochs of {study.iterations_per_epoch}; "
-            "change iterations or iterations_per_epoch."
-        )
+    lengths = {str(path): study.iterations}
+    lengths |= {f"{path}, arm {arm.name}": arm.iterations for arm in study.arms if arm.iterations is not None}
+    for where, iterations in lengths.items():
+        if iterations < 1 or iterations % study.iterations_per_epoch:
+            raise StudyError(
+                f"{where}: {iterations} iterations are no whole number of epochs of {study.iterations_per_epoch}; "
+                "change iterations or iterations_per_epoch."
+            )

@@ -26,13 +26,12 @@ HEADERS = [
 def plan(study: Study, work: Workspace, selected: list[Run], jobs: int) -> str:
     """What is left to do, and how long it takes where a run of the same arm has been timed already."""
     left = [run for run in selected if not is_done(work, run)]
-    lines = [
-        f"Study {study.name}: {len(selected)} runs of {study.iterations} iterations, {len(selected) - len(left)} of them done."
-    ]
+    lengths = _lengths(study, {run.arm.name for run in selected})
+    lines = [f"Study {study.name}: {len(selected)} runs of {lengths}, {len(selected) - len(left)} of them done."]
     untrained = [run for run in left if not is_trained(study, work, run)]
     timed = {run.arm.name: iteration_seconds(study, work, run.arm) for run in untrained}
     unknown = sorted(name for name, seconds in timed.items() if seconds is None)
-    seconds = sum((timed[run.arm.name] or 0.0) * study.iterations for run in untrained)
+    seconds = sum((timed[run.arm.name] or 0.0) * study.epochs(run.arm) * study.iterations_per_epoch for run in untrained)
     if measured := len(left) - len(untrained):
         lines.append(f"{measured} trained models are left to be measured.")
     if seconds:
@@ -40,6 +39,12 @@ def plan(study: Study, work: Workspace, selected: list[Run], jobs: int) -> str:
     if unknown:
         lines.append(f"Not timed yet, which a start without --plan begins with: {', '.join(unknown)}.")
     return "\n".join(lines)
+
+
+def _lengths(study: Study, names: set[str]) -> str:
+    """The iterations of a training, and those of the named arms that have a number of their own."""
+    others = [f"{arm.name}: {arm.iterations}" for arm in study.arms if arm.name in names and arm.iterations is not None]
+    return f"{study.iterations} iterations" + (f" ({', '.join(others)})" if others else "")
 
 
 def write(
@@ -124,8 +129,9 @@ def table(study: Study, work: Workspace, results: dict, kept: Path | None = None
     for arm, labeled, subset, seed in results:
         groups[arm, labeled].append((subset, seed))
     reference = against or study.arms[0].name
+    lengths = _lengths(study, {arm for arm, _ in groups})
     lines = [
-        f"{study.name}: {study.iterations} iterations, configuration {study.configuration.name}, last checkpoint, "
+        f"{study.name}: {lengths}, configuration {study.configuration.name}, last checkpoint, "
         + ("development cases" if study.data.development and not work.test else "test cases")
         + (", mirrored in prediction" if work.mirrored else "")
         + ". Mean ± half of the 95 % interval; p: Wilcoxon signed rank test of the cases against "

@@ -88,7 +88,7 @@ def _train(study: Study, work: Workspace, run: Run) -> None:
     # killed in training, or between its end and the writing of its cost
     if any((fold / f"checkpoint_{which}.pth").is_file() for which in ("latest", "final")):
         command.append("--c")
-    epochs = study.iterations // study.iterations_per_epoch if run.seed >= 0 else TIMING[0]
+    epochs = study.epochs(run.arm) if run.seed >= 0 else TIMING[0]
     work.run(run.name, command, training_watch(epochs), {"nnUNet_n_proc_DA": str(work.workers)})
 
 

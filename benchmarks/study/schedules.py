@@ -198,7 +198,7 @@ def write_trainers(study: Study, folder: Path) -> None:
             if name in written:
                 continue
             written.add(name)
-            epochs, iterations = study.iterations // study.iterations_per_epoch, study.iterations_per_epoch
+            epochs, iterations = study.epochs(run.arm), study.iterations_per_epoch
             if seed < 0:
                 epochs, iterations = TIMING
             auxiliary = run.arm.auxiliary and seed >= 0
