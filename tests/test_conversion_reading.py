@@ -149,3 +149,14 @@ def test_meta_headers_without_blanks(tmp_path):
     header = (tmp_path / "a.mhd").read_text(encoding="utf-8")
     (tmp_path / "a.mhd").write_text(header.replace(" = ", "="), encoding="utf-8")
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(tmp_path / "a.mhd")), random_image(0))
+
+
+def test_an_h5_file_that_promises_more_than_it_can_hold(tmp_path):
+    """Reading it would ask for petabytes. An array of zeros, which compresses best of all, is no such file."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("image", (5, 6, 10**14), "u1", chunks=(5, 6, 100))
+        file.create_dataset("label", data=np.zeros((300, 300, 300), np.uint8), compression=9, shuffle=True)
+    with pytest.raises(ConversionError, match=r"a\.h5 is damaged \(it promises 3000000000000000 bytes of 'image'"):
+        read_h5(tmp_path / "a.h5", "image", (1, 1, 1))
+    assert read_h5(tmp_path / "a.h5", "label", (1, 1, 1)).GetSize() == (300, 300, 300)

@@ -5,6 +5,7 @@ Arrays are ``(z, y, x)``; SimpleITK's sizes and spacings are ``(x, y, z)``.
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ SUPPORTED = (".nii.gz", ".nrrd", ".mha", ".gipl", ".nii", ".png", ".bmp", ".tif"
 READABLE = (*SUPPORTED, ".mhd")
 SAME_GRID = 0.01  # voxels: how far apart corners of image and label may lie
 GEOMETRY = 1e-6  # absolute and relative: how far a written file's geometry may be from its source's
+# of an array to bytes of its HDF5 file: twice what its compression can do, and a damaged size is far beyond it
+MOST_BYTES_PER_BYTE = 2000
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what ITK warns of is either checked here or harmless
 
@@ -116,6 +119,12 @@ def read_h5(path: Path, key: str, spacing_mm: Sequence[float], axes: str = "xyz"
             if len(found.get(key, ())) != len(axes):
                 number = {2: "two", 3: "three"}[len(axes)]
                 raise ConversionError(f"{path} should hold an array {key!r} of {number} axes but holds {found}.")
+            promised = math.prod(found[key]) * file[key].dtype.itemsize
+            if promised > MOST_BYTES_PER_BYTE * path.stat().st_size:
+                raise ConversionError(
+                    f"{path} is damaged (it promises {promised} bytes of {key!r}, more than a file of its size can hold): "
+                    "copy or download it again, or leave the case out (--skip-broken)."
+                )
             array = file[key][()]
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         if isinstance(error, ConversionError):
