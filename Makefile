@@ -11,7 +11,7 @@ endif
 # one stamp an environment
 STAMP := .installed-$(shell $(PYTHON) -c "import sys, zlib; print(zlib.crc32(sys.prefix.encode()))")
 
-.PHONY: test test-slow integration demo lint install clean
+.PHONY: test test-slow test-oldest integration demo lint install clean
 
 $(STAMP): pyproject.toml nnunet_caml.pth
 ifneq ($(HAS_TORCH),yes)
@@ -34,6 +34,13 @@ test: lint
 test-slow: $(STAMP)
 	$(PY) -m pytest -q -m slow
 
+# with the oldest versions that pyproject.toml allows: make test-oldest PYTHON=python3.10
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check --progress-bar off -q uv
+	.venv-oldest/bin/uv pip install --python .venv-oldest --no-progress --resolution lowest-direct -e ".[dev]"
+	.venv-oldest/bin/python -m pytest -q --durations=10
+
 # nnU-Net's own integration procedure, small; needs the Hippocampus data of the Decathlon
 integration: $(STAMP)
 	$(PY) tests/integration/procedure.py
@@ -42,4 +49,4 @@ demo: $(STAMP)
 	$(PY) -m nnunet_caml.cli demo
 
 clean:
-	rm -rf .venv .installed-* demo_output integration_output build dist
+	rm -rf .venv .venv-oldest .installed-* demo_output integration_output build dist
