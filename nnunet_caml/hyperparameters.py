@@ -43,6 +43,8 @@ class Hyperparameters:
     #: length per axis, as a share of the patch, of the box that a labelled and an unlabelled patch exchange where V sees them
     #: (ours; 0 for none; 2/3 is that of bidirectional copy-paste)
     copy_paste_share: float = 0.0
+    #: A sees unlabelled patches with their own intensities, V with augmented ones (ours)
+    clean_view: bool = False
     #: whether A has CMA
     attention: bool = True
     #: heads of CMA
@@ -80,7 +82,8 @@ class Hyperparameters:
         """Looks at all of them.
 
         Raises:
-            ValueError: One has a value that it may not have; the message names it and says what it may be.
+            ValueError: One has a value that it may not have; the message names it and says what it may be. Or two exclude each
+                other.
         """
         for name, (allowed, words) in _ALLOWED.items():
             value = getattr(self, name)
@@ -90,6 +93,11 @@ class Hyperparameters:
             raise ValueError(
                 f"{type(self).__name__}.memory_max_rows_per_class must be at least memory_per_class "
                 f"({self.memory_per_class}), or none could be drawn; got {self.memory_max_rows_per_class}"
+            )
+        if self.clean_view and self.share_encoder:
+            raise ValueError(
+                f"{type(self).__name__}: with share_encoder A sees what V sees and has no view of its own; "
+                "set share_encoder or clean_view to False"
             )
 
 
@@ -126,6 +134,7 @@ _ALLOWED: dict[str, Rule] = {
     "sharpening_temperature": _POSITIVE,
     "detach_consistency_target": _SWITCH,
     "copy_paste_share": _FRACTION,
+    "clean_view": _SWITCH,
     "attention": _SWITCH,
     "attention_heads": _WHOLE,
     "attention_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 and below 1"),

@@ -14,6 +14,8 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
+from nnunet_caml.views import TwoViews
+
 
 class UnlabeledCases:
     """Unlabelled cases as nnU-Net's loader wants a data set.
@@ -40,9 +42,16 @@ def labeled_loader(augmenter: Any) -> nnUNetDataLoader:
     return augmenter.data_loader if isinstance(augmenter, SingleThreadedAugmenter) else augmenter.generator
 
 
-def unlabeled_loader(labeled: nnUNetDataLoader, cases: UnlabeledCases, per_labeled: int = 1) -> nnUNetDataLoader:
-    """A loader like ``labeled`` that draws from ``cases``, ``per_labeled`` times as many patches a batch."""
+def unlabeled_loader(
+    labeled: nnUNetDataLoader, cases: UnlabeledCases, per_labeled: int = 1, clean_view: bool = False
+) -> nnUNetDataLoader:
+    """A loader like ``labeled`` that draws from ``cases``, ``per_labeled`` times as many patches a batch.
+
+    With ``clean_view`` the patches have twice the channels, see :class:`nnunet_caml.views.TwoViews`.
+    """
     loader = copy.copy(labeled)
+    if clean_view:
+        loader.transforms = TwoViews(labeled.transforms)
     loader.batch_size = per_labeled * labeled.batch_size
     loader._data = cases
     loader.indices = cases.identifiers

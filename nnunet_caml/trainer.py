@@ -176,7 +176,8 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         labeled, validation = super().get_dataloaders()
         folder = str(self.unlabeled.folder)
         cases = UnlabeledCases(infer_dataset_class(folder)(folder, names, previous))
-        unlabeled = like(labeled, unlabeled_loader(labeled_loader(labeled), cases, self.unlabeled_per_labeled))
+        loader = unlabeled_loader(labeled_loader(labeled), cases, self.unlabeled_per_labeled, self.clean_view)
+        unlabeled = like(labeled, loader)
         next(unlabeled)  # starts the workers, as nnU-Net does with its own
         return PairedBatches(labeled, unlabeled, lambda: any(self.current_weights())), validation
 
@@ -231,12 +232,14 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
 
         Args:
             batch: As from :class:`PairedBatches`: ``data`` ``(B, C, *patch)``, ``target``, ``keys`` and, if there is use for
-                it, ``unlabeled`` ``(B_u, C, *patch)``.
+                it, ``unlabeled`` ``(B_u, C, *patch)``, with A's view in ``C`` further channels where it has its own.
 
         Returns:
             Values for the log. ``loss`` is V's supervised loss, which compares to nnU-Net's validation loss.
         """
-        images = torch.cat([batch[k].to(self.device, non_blocking=True) for k in ("data", "unlabeled") if k in batch])
+        parts = [batch[k].to(self.device, non_blocking=True) for k in ("data", "unlabeled") if k in batch]
+        parts[0] = torch.cat([parts[0]] * (parts[-1].shape[1] // parts[0].shape[1]), 1)
+        images = torch.cat(parts)
         target = batch["target"]
         if isinstance(target, list):
             target = [t.to(self.device, non_blocking=True) for t in target]
@@ -265,7 +268,8 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         """All losses of one step, unweighted, and the agreement of V and A.
 
         Args:
-            images: ``(B_l + B_u, C, *patch)``, labelled first; ``B_u`` may be 0.
+            images: ``(B_l + B_u, C, *patch)``, labelled first; ``B_u`` may be 0. With twice the channels, V sees the first
+                half of them and A the second.
             target: Of the labelled half; a list with deep supervision, highest resolution first.
             cases: Identifiers of the labelled half.
 
@@ -276,8 +280,10 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         """
         n = len(cases)
         swap = view_of_v(images.shape, n, self._get_deep_supervision_scales(), self.copy_paste_share)
-        outputs_v = swap(self.network(swap(images)))
-        outputs_a = self.caml.auxiliary(self.tap_v.take_skips() if self.share_encoder else images)
+        channels = self.num_input_channels
+        images_v, images_a = images[:, :channels].contiguous(), images[:, -channels:].contiguous()
+        outputs_v = swap(self.network(swap(images_v)))
+        outputs_a = self.caml.auxiliary(self.tap_v.take_skips() if self.share_encoder else images_a)
         features_v, features_a = swap(self.tap_v.take()), self.tap_a.take()
         if self.share_encoder:  # so A has seen what V has
             outputs_a, features_a = swap(outputs_a), swap(features_a)

@@ -11,8 +11,9 @@ __all__ = [
     "nnUNetTrainerCAML_250epochs",
     "nnUNetTrainerCAML_50epochs",
     "nnUNetTrainerCAML_5epochs",
-    "nnUNetTrainerCAML_noCMA",
+    "nnUNetTrainerCAML_cleanView",
     "nnUNetTrainerCAML_copyPaste",
+    "nnUNetTrainerCAML_noCMA",
     "nnUNetTrainerCAML_noCMA_noOCC",
     "nnUNetTrainerCAML_noOCC",
     "nnUNetTrainerCAML_paper",
@@ -87,6 +88,12 @@ class nnUNetTrainerCAML_noCMA_noOCC(nnUNetTrainerCAML):
     lambda_o = 0.0
 
 
+class nnUNetTrainerCAML_cleanView(nnUNetTrainerCAML):
+    """A sees unlabelled patches with their own intensities: :mod:`nnunet_caml.views`."""
+
+    clean_view = True
+
+
 class nnUNetTrainerCAML_copyPaste(nnUNetTrainerCAML):
     """V sees a labelled and an unlabelled patch with a box exchanged: :mod:`nnunet_caml.copy_paste`."""
 
@@ -109,6 +116,7 @@ class nnUNetTrainerCAML_paper(nnUNetTrainerCAML):
     sharpening_temperature = 0.1
     detach_consistency_target = False
     copy_paste_share = 0.0
+    clean_view = False
     attention = True
     attention_heads = 4
     attention_dropout = 0.5

@@ -42,6 +42,14 @@ def test_a_wrong_value_is_a_sentence(name: str, value: object, words: str):
         Mine().check_hyperparameters()
 
 
+def test_an_encoder_for_both_has_one_view():
+    class Mine(Hyperparameters):
+        clean_view = share_encoder = True
+
+    with pytest.raises(ValueError, match=r"^Mine: with share_encoder A sees what V sees .* set share_encoder or clean_view to"):
+        Mine().check_hyperparameters()
+
+
 def test_every_one_of_them_is_looked_at():
     assert sorted(_ALLOWED) == sorted(NAMES)
 

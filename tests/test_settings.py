@@ -79,6 +79,7 @@ def test_the_papers_settings():
         "sharpening_temperature": 0.1,
         "detach_consistency_target": False,
         "copy_paste_share": 0.0,
+        "clean_view": False,
         "attention": True,
         "attention_heads": 4,
         "attention_dropout": 0.5,

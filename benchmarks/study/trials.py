@@ -5,51 +5,21 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_caml.consistency import at_least_float32
 from nnunet_caml.copy_paste import view_of_v
 from nnunet_caml.loading import labeled_loader
 from nnunet_caml.networks import unwrap
 from nnunet_caml.trainer import nnUNetTrainerCAML
+from nnunet_caml.views import TwoViews
 
 __all__ = ["nnUNetTrainerCAML_averaged", "nnUNetTrainerCAML_exchanged", "nnUNetTrainerCAML_mirrored", "nnUNetTrainerCAML_views"]
 
 
-class TwoViews:
-    """nnU-Net's augmentation with the same geometry for two views of an image, one after the other in the channels.
-
-    Args:
-        transforms: nnU-Net's; those of intensity alone are applied to each view by itself.
-        clean: The second view keeps its intensities.
-    """
-
-    def __init__(self, transforms: ComposeTransforms, clean: bool = False) -> None:
-        self.transforms = transforms.transforms
-        self.clean = clean
-
-    def __call__(self, **data: Any) -> dict:
-        channels = len(data["image"])
-        data["image"] = data["image"].repeat(2, *[1] * (data["image"].ndim - 1))
-        for transform in self.transforms:
-            if not isinstance(getattr(transform, "transform", transform), ImageOnlyTransform):
-                data = transform(**data)
-                continue
-            views = list(data["image"].split(channels))
-            for i in range(1 if self.clean else 2):
-                views[i] = transform(image=views[i])["image"]
-            data["image"] = torch.cat(views)
-        return data
-
-
 class nnUNetTrainerCAML_views(nnUNetTrainerCAML):
-    """V and A see the unlabelled patches with intensities augmented differently. Not for cascades, not for masked images."""
-
-    #: A sees unlabelled patches with their own intensities
-    clean_view: bool = False
+    """V and A see the unlabelled patches with intensities augmented differently. Not for a shared encoder."""
 
     def get_dataloaders(self) -> tuple:
         """Unlabelled batches with twice the channels.
@@ -61,27 +31,8 @@ class nnUNetTrainerCAML_views(nnUNetTrainerCAML):
             raise NotImplementedError("nnUNetTrainerCAML_views needs nnUNet_n_proc_DA=0 (run_study.py --workers 0).")
         train, validation = super().get_dataloaders()
         loader = labeled_loader(train.unlabeled)
-        loader.transforms = TwoViews(loader.transforms, self.clean_view)
-        if not getattr(self, "_views_hooked", False):
-            for module, view in ((self.network, 0), (self.caml.auxiliary, 1)):
-                module.register_forward_pre_hook(self._choose(view))
-            self._views_hooked = True
+        loader.transforms = TwoViews(loader.transforms, clean=False)
         return train, validation
-
-    def _choose(self, view: int) -> Any:
-        channels = self.num_input_channels
-
-        def hook(_module: nn.Module, args: tuple) -> tuple | None:
-            (images,) = args
-            return (images[:, view * channels : (view + 1) * channels],) if images.shape[1] > channels else None
-
-        return hook
-
-    def train_step(self, batch: dict) -> dict:
-        """Labelled patches are the same in both views."""
-        if "unlabeled" not in batch:
-            return super().train_step(batch)
-        return super().train_step({**batch, "data": torch.cat([batch["data"]] * 2, 1)})
 
 
 class Changed:

@@ -1,0 +1,50 @@
+"""Two views of an unlabelled patch: the same geometry, intensities augmented for V and left alone for A.
+
+A then gives V labels of an image that is easier to read than the one which V has to learn from, as in the weak and strong
+augmentation of FixMatch (Sohn et al., NeurIPS 2020, arXiv:2001.07685). Labelled patches are augmented for both alike.
+"""
+
+import copy
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+
+__all__ = ["TwoViews"]
+
+
+class TwoViews:
+    """nnU-Net's augmentation for two views of an image.
+
+    What changes the image alone (intensities; in a cascade, errors put into the previous stage's labels) is applied to the
+    first view, or to each by itself; all else draws the same numbers for both.
+
+    Args:
+        transforms: nnU-Net's.
+        clean: The second view keeps its intensities.
+    """
+
+    def __init__(self, transforms: ComposeTransforms, clean: bool = True) -> None:
+        self.transforms = transforms.transforms
+        self.clean = clean
+
+    def __call__(self, **data: Any) -> dict:
+        """As ``transforms``, but ``image`` ``(C, *patch)`` becomes ``(2 C, *patch)``, the second view behind the first."""
+        second = None  # until they differ, one does for both
+        for transform in self.transforms:
+            if isinstance(getattr(transform, "transform", transform), ImageOnlyTransform):
+                if second is None:
+                    second = copy.deepcopy(data)  # transforms work in place
+                if not self.clean:
+                    second = transform(**second)
+            elif second is not None:
+                state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+                second = transform(**second)
+                random.setstate(state[0])
+                np.random.set_state(state[1])
+                torch.set_rng_state(state[2])
+            data = transform(**data)
+        return {**data, "image": torch.cat((data["image"], (second or data)["image"]))}

@@ -1,0 +1,107 @@
+"""The two views of an unlabelled patch, from the loader to the networks."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_caml.loading import labeled_loader
+from nnunet_caml.views import TwoViews
+
+PATCH = (8, 10, 12)
+
+
+def transforms(trainer, **changes):
+    """nnU-Net's, without rotation and scaling, so that voxels only move."""
+    made = trainer.get_training_transforms(PATCH, (-0.5, 0.5), None, (0, 1, 2), False, **changes)
+    made.transforms[0].p_rotation = made.transforms[0].p_scaling = 0.0
+    return made
+
+
+def patch(channels: int = 1) -> dict:
+    return {"image": torch.rand(channels, *PATCH), "segmentation": torch.randint(-1, 3, (1, *PATCH)).short()}
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("clean", [True, False])
+def test_the_first_view_is_what_nnunet_makes_of_the_patch(make_trainer, seed, clean):
+    """With the same random numbers, to the bit; where the second is augmented too it has drawn some of them."""
+    made, data = transforms(make_trainer()), patch()
+    results = []
+    for kind in (made, TwoViews(made, clean)):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        results.append(kind(**copy.deepcopy(data)))
+    assert results[1]["image"].shape == (2, *PATCH)
+    assert torch.equal(results[0]["image"], results[1]["image"][:1]) or not clean
+    assert torch.equal(results[1]["image"].sum(0) > -1e9, torch.ones(PATCH, dtype=torch.bool)), "all voxels are numbers"
+
+
+def test_the_second_has_its_voxels_where_the_first_has_them(make_trainer):
+    """Mirrored alike, and with the intensities that were read."""
+    views, same = TwoViews(transforms(make_trainer())), 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        data = patch()
+        # in every corner another brightness, far beyond what augmentation does to voxels
+        data["image"] += sum(
+            2.0 ** (3 + axis) * torch.arange(n).reshape([-1 if i == axis else 1 for i in range(3)]).ge(n / 2)
+            for axis, n in enumerate(PATCH)
+        )
+        read = data["image"].clone()
+        augmented, clean = views(**data)["image"]
+        torch.testing.assert_close(clean.flatten().sort().values, read.flatten().sort().values)
+        assert np.corrcoef(augmented.flatten(), clean.flatten())[0, 1] > 0.6
+        same += torch.equal(augmented, clean)
+    assert 0 < same < 30
+
+
+def test_masks_and_previous_stages_are_those_of_the_view(make_trainer):
+    """Voxels outside of the mask are 0 in both; in a cascade A sees the previous stage as it is, V with errors put into it."""
+    masked = transforms(make_trainer(), use_mask_for_norm=[True])
+    for _ in range(10):
+        data = patch()
+        both = TwoViews(masked)(**data)["image"]
+        assert torch.equal(both[0] == 0, both[1] == 0)
+        assert 0.05 < (both[1] == 0).float().mean() < 0.6
+    cascaded = transforms(make_trainer(), is_cascaded=True, foreground_labels=[1, 2])
+    same = 0
+    for _ in range(20):
+        data = patch() | {"segmentation": torch.randint(0, 3, (2, *PATCH)).short()}
+        voxels = [int((data["segmentation"][1] == label).sum()) for label in (1, 2)]
+        both = TwoViews(cascaded)(**data)["image"]
+        assert both.shape == (6, *PATCH)
+        assert both[4:].flatten(1).sum(1).tolist() == voxels
+        same += torch.equal(both[1:3], both[4:])
+    assert 0 < same < 20
+
+
+def test_no_augmentation_no_difference(make_trainer):
+    made = make_trainer().get_validation_transforms(None)
+    both = TwoViews(made)(**patch())["image"]
+    assert torch.equal(both[0], both[1])
+
+
+def test_each_network_gets_its_view(make_trainer):
+    trainer = make_trainer()
+    trainer.clean_view = True
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.iteration = 10**6  # after the ramp-up
+    loader = labeled_loader(trainer.dataloader_train.unlabeled)
+    assert isinstance(pickle.loads(pickle.dumps(loader)).transforms, TwoViews), "workers get it"
+    assert not isinstance(labeled_loader(trainer.dataloader_train.labeled).transforms, TwoViews)
+    inputs = []
+    for network in (trainer.network, trainer.caml.auxiliary):
+        network.encoder.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].clone()))
+    differ = 0
+    for _ in range(6):
+        inputs.clear()
+        batch = next(trainer.dataloader_train)
+        assert np.isfinite(trainer.train_step(batch)["consistency"])
+        for view, images in enumerate(inputs):
+            assert torch.equal(images, torch.cat((batch["data"], batch["unlabeled"][:, view : view + 1])))
+        differ += not torch.equal(*inputs)
+    assert differ
