@@ -6,6 +6,8 @@ import numpy as np
 import skimage.io
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -77,6 +79,20 @@ def test_loader():
         "sample_idx < round(self.batch_size * (1 - self.oversample_foreground_percent))",
     ):
         assert part in text
+
+
+def test_transforms(make_trainer):
+    made = make_trainer().get_training_transforms((8, 8, 8), (-0.5, 0.5), None, (0, 1, 2), False)
+    kinds = [getattr(transform, "transform", transform) for transform in made.transforms]
+    of_image = {type(kind).__name__.removesuffix("Transform") for kind in kinds if isinstance(kind, ImageOnlyTransform)}
+    assert of_image == {
+        *("GaussianNoise", "GaussianBlur", "MultiplicativeBrightness", "Contrast", "SimulateLowResolution", "Gamma")
+    }
+    assert {type(kind).__name__ for kind in kinds if not isinstance(kind, ImageOnlyTransform)} >= {
+        "SpatialTransform",
+        "MirrorTransform",
+    }
+    assert isinstance(kinds[0], SpatialTransform)
 
 
 def test_logger_and_checkpoint():
