@@ -25,24 +25,23 @@ def patch(channels: int = 1) -> dict:
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("clean", [True, False])
-def test_the_first_view_is_what_nnunet_makes_of_the_patch(make_trainer, seed, clean):
-    """With the same random numbers, to the bit; where the second is augmented too it has drawn some of them."""
+def test_the_first_view_is_what_nnunet_makes_of_the_patch(make_trainer, seed):
+    """With the same random numbers, to the bit."""
     made, data = transforms(make_trainer()), patch()
     results = []
-    for kind in (made, TwoViews(made, clean)):
+    for kind in (made, TwoViews(made)):
         np.random.seed(seed)
         torch.manual_seed(seed)
-        results.append(kind(**copy.deepcopy(data)))
-    assert results[1]["image"].shape == (2, *PATCH)
-    assert torch.equal(results[0]["image"], results[1]["image"][:1]) or not clean
-    assert torch.equal(results[1]["image"].sum(0) > -1e9, torch.ones(PATCH, dtype=torch.bool)), "all voxels are numbers"
+        results.append(kind(**copy.deepcopy(data))["image"])
+    assert results[1].shape == (2, *PATCH)
+    assert torch.equal(results[0], results[1][:1])
 
 
 def test_the_second_has_its_voxels_where_the_first_has_them(make_trainer):
     """Mirrored alike, and with the intensities that were read."""
     views, same = TwoViews(transforms(make_trainer())), 0
     for seed in range(40):
+        np.random.seed(seed)
         torch.manual_seed(seed)
         data = patch()
         # in every corner another brightness, far beyond what augmentation does to voxels
@@ -60,6 +59,8 @@ def test_the_second_has_its_voxels_where_the_first_has_them(make_trainer):
 
 def test_masks_and_previous_stages_are_those_of_the_view(make_trainer):
     """Voxels outside of the mask are 0 in both; in a cascade A sees the previous stage as it is, V with errors put into it."""
+    np.random.seed(0)
+    torch.manual_seed(0)
     masked = transforms(make_trainer(), use_mask_for_norm=[True])
     for _ in range(10):
         data = patch()
