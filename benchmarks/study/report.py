@@ -17,9 +17,15 @@ from study.runs import is_done, is_trained, iteration_seconds, metrics_file
 
 __all__ = ["plan", "write"]
 
+#: a Dice below which a case counts as missed in large part
+LOW = 0.7
 HEADERS = [
     *("arm", "labelled", "runs", "Dice, over cases", "Dice, over runs", "Jaccard", "HD95 mm", "ASD mm", "undefined", "p"),
     *("s/step", "training min", "peak GiB"),
+]
+RUN_HEADERS = [
+    *("arm", "labelled", "Dice of each run", "lowest Dice of a case", f"cases below {LOW}", "median gain of a case"),
+    *("cases better", "% of the way to all labels: Dice, HD95, ASD", "p of HD95"),
 ]
 
 
@@ -50,9 +56,9 @@ def _lengths(study: Study, names: set[str]) -> str:
 def write(
     study: Study, work: Workspace, kept: Path | None = None, selected: list[Run] | None = None, against: str | None = None
 ) -> str:
-    """Writes ``report/`` and returns the table.
+    """Writes ``report/`` and returns the tables.
 
-    ``cases.csv`` has every case of every run, ``summary.md`` the table, the pictures are named after what they show.
+    ``cases.csv`` has every case of every run, ``summary.md`` the tables, the pictures are named after what they show.
 
     Args:
         study: What was compared.
@@ -67,7 +73,7 @@ def write(
     if not results:
         return "No run is finished yet."
     _write_csv(folder / "cases.csv", results)
-    text = table(study, work, results, kept, against)
+    text = f"{table(study, work, results, kept, against)}\n\n{runs_table(study, results, against)}"
     (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
     figures.learning_curve(study, case_means(results), folder / "learning_curve.png")
     figures.arms(study, case_means(results), folder / "arms.png")
@@ -125,9 +131,7 @@ def interval(values: list[float]) -> str:
 def table(study: Study, work: Workspace, results: dict, kept: Path | None = None, against: str | None = None) -> str:
     """A Markdown table: a row per arm and number of labelled cases; costs are medians of the runs that have any."""
     means = {metric: case_means(results, metric) for metric in METRICS}
-    groups = defaultdict(list)
-    for arm, labeled, subset, seed in results:
-        groups[arm, labeled].append((subset, seed))
+    groups = _groups(results)
     reference = against or study.arms[0].name
     lengths = _lengths(study, {arm for arm, _ in groups})
     lines = [
@@ -145,18 +149,73 @@ def table(study: Study, work: Workspace, results: dict, kept: Path | None = None
         per_case = {metric: over_runs(means[metric], keys) for metric in METRICS}
         per_run = [float(np.nanmean(list(means["dice"][key].values()))) for key in keys]
         undefined = sum(1 for key in keys for row in results[key] if not np.isfinite(row["hd95_mm"]))
-        shared = [member for member in members if (reference, labeled, *member) in results]
-        p = "-"
-        if shared and arm != reference:
-            p = paired(*(over_runs(means["dice"], [(name, labeled, *m) for m in shared]) for name in (arm, reference)))
+        pair = _pair(means["dice"], arm, reference, labeled, members)
         cells = [arm, "all" if labeled is None else str(labeled), str(len(keys))]
         cells += [interval(list(per_case["dice"].values())), interval(per_run)]
         cells += [interval(list(per_case[metric].values())) for metric in ("jaccard", "hd95_mm", "asd_mm")]
-        cells += [str(undefined), p]
+        cells += [str(undefined), paired(*pair) if pair else "-"]
         of_row = [r for r in study.runs() if (r.arm.name, r.labeled) == (arm, labeled) and (r.subset, r.seed) in members]
         cells += costs([cost for r in of_row if (cost := known_cost(study, work, r, kept))])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def runs_table(study: Study, results: dict, against: str | None = None) -> str:
+    """A Markdown table of what :func:`table` averages: every run by itself, in the order of subsets and seeds.
+
+    Beside it, against the arm that the others are compared with: the median of the cases' gains in Dice, how many cases gain,
+    and how much of the difference between that arm and all labels is gone, which is rough where it is small.
+    """
+    means = {metric: case_means(results, metric) for metric in ("dice", "hd95_mm", "asd_mm")}
+    reference = against or study.arms[0].name
+    bound = next((key for key in results if key[0] in {arm.name for arm in study.arms if arm.all_labels}), None)
+    lines = [
+        f"Every run by itself, in the order of subsets and seeds; gains and p against {reference}.",
+        "",
+        "| " + " | ".join(RUN_HEADERS) + " |",
+        "|---" * len(RUN_HEADERS) + "|",
+    ]
+    for (arm, labeled), members in _groups(results).items():
+        keys = [(arm, labeled, *member) for member in members]
+        runs = [np.asarray(list(means["dice"][key].values())) for key in keys]
+        cells = [arm, "all" if labeled is None else str(labeled)]
+        cells += [", ".join(f"{np.nanmean(run):.3f}" for run in runs), ", ".join(f"{np.nanmin(run):.2f}" for run in runs)]
+        cells.append(", ".join(str((run < LOW).sum()) for run in runs))
+        pairs = {metric: _pair(means[metric], arm, reference, labeled, members) for metric in means}
+        if pair := pairs["dice"]:
+            gains = np.asarray([pair[0][case] - pair[1][case] for case in pair[0]])
+            cells += [f"{np.nanmedian(gains):+.4f}", f"{(gains > 0).sum()} of {len(gains)}"]
+        else:
+            cells += ["-", "-"]
+        way = [way_to(*pair, means[metric][bound]) for metric, pair in pairs.items() if pair and bound]
+        cells += [", ".join(way) or "-", paired(*pairs["hd95_mm"]) if pairs["hd95_mm"] else "-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def way_to(reached: dict[str, float], start: dict[str, float], end: dict[str, float]) -> str:
+    """Percent of the difference between the means of ``start`` and ``end`` that ``reached`` has behind it."""
+    a, b, c = (float(np.nanmean(list(v.values()))) for v in (reached, start, end))
+    return f"{100 * (a - b) / (c - b):.0f}" if c != b else "-"
+
+
+def _groups(results: dict) -> dict[tuple[str, int | None], list[tuple[int, int]]]:
+    """Subset and seed of the runs of an arm with a number of labelled cases."""
+    groups = defaultdict(list)
+    for arm, labeled, subset, seed in results:
+        groups[arm, labeled].append((subset, seed))
+    return dict(groups)
+
+
+def _pair(
+    means: dict, arm: str, reference: str, labeled: int | None, members: list[tuple[int, int]]
+) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Cases of ``arm`` and of ``reference``, averaged over the subsets and seeds that both have; ``None`` without such."""
+    shared = [member for member in members if (reference, labeled, *member) in means]
+    if arm == reference or not shared:
+        return None
+    ours, theirs = (over_runs(means, [(name, labeled, *member) for member in shared]) for name in (arm, reference))
+    return ours, theirs
 
 
 def costs(known: list[dict[str, Any]]) -> list[str]:
