@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: sequences that go into one call: CUDA's kernels fail beyond 65535 (pytorch issues 142228, 146704), which the positions of
+#: large 2-D patches reach
+MOST_SEQUENCES = 16384
+
 
 def dropout_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
     """Scaled dot-product attention with dropout on the attention weights.
@@ -23,15 +27,18 @@ def dropout_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float)
     distribution, for other rates the rate is rounded to 1/256.
 
     Args:
-        query: ``(..., T, D)``; ``key`` and ``value`` alike.
+        query: ``(N, ..., T, D)``; ``key`` and ``value`` alike.
         dropout: Share of the attention weights set to zero, in ``[0, 1)``.
 
     Returns:
-        ``(..., T, D)``.
+        ``(N, ..., T, D)``.
     """
     kept = round(256 * (1 - dropout))
     if query.device.type != "cpu" or not 0 < kept < 256:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        if len(query) <= MOST_SEQUENCES:
+            return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        parts = zip(*(x.split(MOST_SEQUENCES) for x in (query, key, value)), strict=True)
+        return torch.cat([F.scaled_dot_product_attention(q, k, v, dropout_p=dropout) for q, k, v in parts])
     weights = torch.softmax(query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1]), dim=-1)
     words = torch.randint(-(2**63), 2**63 - 1, (math.ceil(weights.numel() / 8),), device=weights.device)
     mask = words.view(torch.uint8)[: weights.numel()].view_as(weights) < kept

@@ -115,7 +115,9 @@ class InterpolatingUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, in_channels, *spatial)`` to ``(B, out_channels, *(spatial * stride))``."""
-        return F.interpolate(self.conv(x), scale_factor=self.scale, mode=self.mode, align_corners=False)
+        x = self.conv(x)
+        # with mixed precision CUDA interpolates in float32; what the stage joins with the skip connection and keeps need not be
+        return F.interpolate(x, scale_factor=self.scale, mode=self.mode, align_corners=False).to(x.dtype)
 
 
 def interpolate_instead_of_transposed_convolutions(network: nn.Module) -> None:

@@ -2,20 +2,24 @@
 
 In the first 40 % of a training there are labelled patches only, which need half of the memory that the rest needs. That a GPU
 has too little would be found out hours or days later, at a point that continuing does not get past. So the largest step is
-tried first: both networks, all losses and their gradients, no update. Weights, statistics, memory bank and random numbers are
-afterwards what they were before.
+tried first: both networks, all losses and their gradients, and room for what the optimisers will keep; without an update.
+Weights, statistics, memory bank and random numbers are afterwards what they were before.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, autocast
+from torch.optim import Optimizer
 
 from nnunet_caml.checkpoints import get_rng_state, set_rng_state
 from nnunet_caml.footprint import WAYS_OUT
 from nnunet_caml.networks import unwrap
 
-__all__ = ["rehearse", "rehearse_on_gpu"]
+__all__ = ["future_state", "rehearse", "rehearse_on_gpu"]
+
+#: what cuDNN and cuBLAS say, beside torch's own error, where memory is nearly full
+OTHER_WORDS = ("unable to find an engine", "ALLOC_FAILED")
 
 
 def rehearse_on_gpu(trainer: Any) -> None:
@@ -34,7 +38,7 @@ def rehearse(trainer: Any) -> None:
     Raises:
         RuntimeError: The device has too little memory.
     """
-    device = trainer.device
+    device, optimizers = trainer.device, (trainer.optimizer, trainer.auxiliary_optimizer)
     modules = (unwrap(trainer.network), trainer.caml)
     buffers = [buffer for module in modules for buffer in module.buffers()]
     before, random = [buffer.clone() for buffer in buffers], get_rng_state()
@@ -43,17 +47,23 @@ def rehearse(trainer: Any) -> None:
     labeled, unlabeled = trainer.batch_size, trainer.unlabeled_per_labeled * trainer.batch_size
     try:
         batch = next(trainer.dataloader_train.labeled)
-        images = torch.cat([batch["data"].to(device)] * (1 + trainer.unlabeled_per_labeled))
-        target = batch["target"]
-        target = [t.to(device) for t in target] if isinstance(target, list) else target.to(device)
+        data = batch["data"]
+        views = torch.cat([data] * (1 + trainer.clean_view), 1)
+        images, target = trainer.on_device({**batch, "unlabeled": torch.cat([views] * trainer.unlabeled_per_labeled)})
+        kept = [future_state(optimizer) for optimizer in optimizers]
         step(trainer, images, target, list(batch["keys"]))
-    except torch.cuda.OutOfMemoryError as problem:
+        del kept
+    except RuntimeError as problem:
+        sure = isinstance(problem, torch.cuda.OutOfMemoryError)
+        if not sure and not any(words in str(problem) for words in OTHER_WORDS):
+            raise
         raise RuntimeError(
-            f"{device} has too little memory for a step of both networks on {labeled} labelled and {unlabeled} unlabelled "
-            f"patches, which come in later in the training, so it is not begun. {WAYS_OUT} ({problem})"
+            f"{device} {'has' if sure else 'most likely has'} too little memory for a step of both networks on {labeled} "
+            f"labelled and {unlabeled} unlabelled patches, which come in later in the training, so it is not begun. "
+            f"{WAYS_OUT} ({problem})"
         ) from None
     finally:
-        for optimizer in (trainer.optimizer, trainer.auxiliary_optimizer):
+        for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):
@@ -61,6 +71,13 @@ def rehearse(trainer: Any) -> None:
         set_rng_state(random)
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def future_state(optimizer: Optimizer) -> list[Tensor]:
+    """As much memory as the momentum that an optimiser keeps from its first update on; none where it keeps it already."""
+    if optimizer.state:
+        return []
+    return [torch.empty_like(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def step(trainer: Any, images: Tensor, target: Any, cases: list[str]) -> None:

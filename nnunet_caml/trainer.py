@@ -237,15 +237,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         Returns:
             Values for the log. ``loss`` is V's supervised loss, which compares to nnU-Net's validation loss.
         """
-        parts = [batch[k].to(self.device, non_blocking=True) for k in ("data", "unlabeled") if k in batch]
-        parts[0] = torch.cat([parts[0]] * (parts[-1].shape[1] // parts[0].shape[1]), 1)
-        images = torch.cat(parts)
-        target = batch["target"]
-        if isinstance(target, list):
-            target = [t.to(self.device, non_blocking=True) for t in target]
-        else:
-            target = target.to(self.device, non_blocking=True)
-
+        images, target = self.on_device(batch)
         for optimizer in (self.optimizer, self.auxiliary_optimizer):
             optimizer.zero_grad(set_to_none=True)
         # as in nnUNetTrainer.train_step: mixed precision on CUDA only
@@ -263,6 +255,15 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         values = torch.stack([*(v.detach().float() for v in losses.values()), self.caml.memory.fill()])
         numbers = torch.cat((values, counts.flatten())).cpu().numpy()  # the only wait for the device
         return {**dict(zip(names, numbers, strict=False)), "agreement": numbers[len(names) :].reshape(counts.shape)}
+
+    def on_device(self, batch: dict) -> tuple[Tensor, Any]:
+        """Images and target of a batch as :meth:`losses` takes them, on the device."""
+        parts = [batch[k].to(self.device, non_blocking=True) for k in ("data", "unlabeled") if k in batch]
+        parts[0] = torch.cat([parts[0]] * (parts[-1].shape[1] // parts[0].shape[1]), 1)
+        target = batch["target"]
+        if isinstance(target, list):
+            return torch.cat(parts), [t.to(self.device, non_blocking=True) for t in target]
+        return torch.cat(parts), target.to(self.device, non_blocking=True)
 
     def losses(self, images: Tensor, target: Any, cases: list[str]) -> tuple[dict[str, Tensor], Tensor]:
         """All losses of one step, unweighted, and the agreement of V and A.

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from nnunet_caml import attention
 from nnunet_caml.attention import AttentionLayer, CrossSampleMutualAttention, dropout_attention
 
 shapes = st.tuples(st.integers(1, 4), st.sampled_from([4, 6, 8, 12]), st.lists(st.integers(1, 4), min_size=2, max_size=3)).map(
@@ -62,3 +63,10 @@ def test_dropout_keeps_the_right_share_independently(dropout):
 def test_heads_divide_any_number_of_channels():
     assert CrossSampleMutualAttention(6).intra.heads == 3
     assert CrossSampleMutualAttention(7).intra.heads == 1
+
+
+def test_many_sequences_go_in_several_calls(monkeypatch):
+    query, key, value = torch.randn(3, 7, 2, 4, 3)
+    whole = dropout_attention(query, key, value, 0.0)
+    monkeypatch.setattr(attention, "MOST_SEQUENCES", 3)
+    torch.testing.assert_close(dropout_attention(query, key, value, 0.0), whole)

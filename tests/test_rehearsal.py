@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_caml.rehearsal import rehearse, rehearse_on_gpu
+from nnunet_caml.rehearsal import future_state, rehearse, rehearse_on_gpu
 
 
 def started(make_trainer, monkeypatch, name: str = "nnUNetTrainerCAMLShort"):
@@ -46,6 +46,26 @@ def test_the_largest_step_leaves_nothing_behind(make_trainer, monkeypatch, name)
     assert torch.isfinite(torch.tensor(float(trainer.train_step(next(trainer.dataloader_train))["loss"])))
 
 
+def test_it_is_as_large_as_a_step_of_the_training(make_trainer, monkeypatch):
+    """Two views of an unlabelled patch, several unlabelled patches for a labelled one, the optimisers' momentum."""
+    trainer = started(make_trainer, monkeypatch)
+    trainer.clean_view, trainer.unlabeled_per_labeled = True, 2
+    sizes, losses = [], trainer.losses
+    monkeypatch.setattr(trainer, "losses", lambda images, *rest: sizes.append(images.shape) or losses(images, *rest))
+    expected = [sum(x.numel() for x in future_state(o)) for o in (trainer.optimizer, trainer.auxiliary_optimizer)]
+    rehearse(trainer)
+    assert sizes == [(3 * trainer.batch_size, 2, *trainer.configuration_manager.patch_size)]
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    trainer.iteration = 10**9  # after the ramp-up
+    trainer.train_step({**batch, "unlabeled": torch.cat([batch["data"]] * 2, 1)})
+    for optimizer, size in zip((trainer.optimizer, trainer.auxiliary_optimizer), expected, strict=True):
+        momenta = [state["momentum_buffer"] for state in optimizer.state.values()]
+        # the segmentation layer of the lowest resolution has no gradient and so no momentum
+        assert 0.99 * size < sum(x.numel() for x in momenta) <= size
+        assert future_state(optimizer) == []
+
+
 def test_when_it_is_tried(make_trainer, monkeypatch):
     tried: list = []
     monkeypatch.setattr("nnunet_caml.trainer.rehearse_on_gpu", lambda trainer: tried.append(trainer.dataloader_train))
@@ -63,9 +83,20 @@ def test_too_little_memory_is_said_before_the_training(make_trainer, monkeypatch
     trainer = started(make_trainer, monkeypatch)
 
     class Full(nn.Module):
-        def forward(self, _images):
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        def __init__(self, problem: Exception) -> None:
+            super().__init__()
+            self.problem = problem
 
-    trainer.caml.auxiliary = Full()
-    with pytest.raises(RuntimeError, match=r"2 labelled and 2 unlabelled patches.*activation_checkpointing.*Tried to allocate"):
+        def forward(self, _images):
+            raise self.problem
+
+    trainer.caml.auxiliary = Full(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
+    said = r" has too little memory .*2 labelled and 2 unlabelled patches.*activation_checkpointing.*"
+    with pytest.raises(RuntimeError, match=f"^cpu{said}Tried to allocate"):
+        rehearse(trainer)
+    trainer.caml.auxiliary = Full(RuntimeError("FIND was unable to find an engine to execute this computation"))
+    with pytest.raises(RuntimeError, match=f"^cpu most likely{said}FIND was"):
+        rehearse(trainer)
+    trainer.caml.auxiliary = Full(RuntimeError("another fault"))
+    with pytest.raises(RuntimeError, match=r"^another fault"):
         rehearse(trainer)
