@@ -1,6 +1,7 @@
 """The command line that all converters share, and the converter in the documentation."""
 
 import re
+import signal
 
 import numpy as np
 from conversion_helpers import (
@@ -93,3 +94,10 @@ def test_more_labels_than_there_are(tmp_path, raw, capsys):
 def test_command_is_recorded_without_folders_and_without_what_changes_nothing():
     arguments = ["/a/x.py", "/b/src dir", "--dataset-id=4", "--lists=/c/d", "-np", "3", "--overwrite", "-np4", "--link"]
     assert command_line(arguments) == "x.py 'src dir' --dataset-id=4 --lists=d --link"
+
+
+def test_sigterm_is_the_callers_again_afterwards(tmp_path, raw, capsys):
+    """Workers that are forked later would inherit the handler, and a pool that terminates them can then wait for ever."""
+    before = signal.getsignal(signal.SIGTERM)
+    assert "is no folder" in sentence(capsys, "left_atrium.py", tmp_path / "nowhere", "--dataset-id", 7)
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -89,7 +89,7 @@ def main(
         find_unlabeled: Finds the cases in the folder of ``--unlabeled-from``; :func:`find_images` if not given.
     """
     options = (parser or argument_parser()).parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was half written gets removed
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was half written gets removed
     try:
         print(_convert(find, dataset, options, find_unlabeled))
     except ConversionError as error:
@@ -98,6 +98,9 @@ def main(
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted, nothing was written.", file=sys.stderr)
         sys.exit(130)
+    finally:
+        # workers forked later would inherit it, and a pool that terminates them could wait for ever
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _convert(
