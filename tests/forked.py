@@ -48,6 +48,9 @@ def call(command: list[str], environment: dict[str, str], log: Path) -> str:
 
 
 def _run(command: list[str], environment: dict[str, str], log: str) -> None:
+    # a forkserver's processes start theirs with a forkserver of their own, which would import everything once more; a user's
+    # command has the system's default
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
