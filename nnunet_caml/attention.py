@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: sequences that go into one call: CUDA's kernels fail beyond 65535 (pytorch issues 142228, 146704), which the positions of
-#: large 2-D patches reach
-MOST_SEQUENCES = 16384
+#: sequences that go into one call: CUDA's kernels fail beyond 65535, some of sequences times heads (pytorch issues 142228,
+#: 146704), which the positions of large 2-D patches reach
+MOST_SEQUENCES = 8192
 
 
 def dropout_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
