@@ -6,7 +6,7 @@ whole heart beat in patientXXX_4d.nii.gz. The split is that of SSL4MIS (github.c
 most semi-supervised work uses: of the 100 patients in training, 70 are for training, of which the first ones of its
 train.list keep their labels, 10 are for validation (left out unless --use-validation-images makes them unlabelled
 cases) and 20 are test cases. A patient's frames are never divided. --challenge-split has the challenge's own split
-instead: labelled patients drawn by lot from all of training, and the patients in testing as test cases.
+instead: labelled patients drawn at random from all of training, and the patients in testing as test cases.
 """
 
 import re
@@ -22,7 +22,7 @@ from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_pars
 ENDING = ".nii.gz"
 LABELED_HELP = (
     "how many patients keep the labels of their two frames (default: 7, a tenth; the literature has 3, 7 and 14, which "
-    "are 68, 136 and 256 slices), in the order of SSL4MIS's train.list; by lot with --draw and with --challenge-split"
+    "are 68, 136 and 256 slices), in the order of SSL4MIS's train.list; at random with --draw and with --challenge-split"
 )
 DATASET = Dataset(
     name="ACDC",
@@ -41,7 +41,7 @@ TEST = "011 013 084 033 093 022 068 024 083 081 080 001 007 066 008 065 075 064 
 
 
 def dataset(source: Path, options: Namespace) -> Dataset:
-    """With the literature's order, or a lot."""
+    """With the literature's order, or drawn at random."""
     return replace(DATASET, ordered=not (options.draw or options.challenge_split))
 
 
@@ -132,6 +132,6 @@ if __name__ == "__main__":
         help="take the frames without label of the 4-D sequences as unlabelled cases, but none of a test patient",
     )
     parser.add_argument("--use-validation-images", action="store_true", help="take those 10 patients as unlabelled cases")
-    parser.add_argument("--draw", action="store_true", help="draw the labelled patients by lot (--seed)")
+    parser.add_argument("--draw", action="store_true", help="draw the labelled patients at random (--seed)")
     parser.add_argument("--challenge-split", action="store_true", help="take the challenge's test patients")
     main(find, dataset, parser, find_unlabeled=find_unlabeled)

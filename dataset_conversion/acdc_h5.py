@@ -37,7 +37,7 @@ from nnunet_caml.conversion import (
 
 LABELED_HELP = (
     "how many patients keep the labels of their two frames (default: 7, a tenth; the literature has 3, 7 and 14, which "
-    "are 68, 136 and 256 slices), in the order of train.list; by lot with --draw"
+    "are 68, 136 and 256 slices), in the order of train.list; at random with --draw"
 )
 LISTS = CaseLists("SSL4MIS, github.com/HiLab-git/SSL4MIS, folder data/ACDC", names=("train", "val", "test"), option=False)
 SPACING_MM = (1.5625, 1.5625, 10.0)
@@ -45,7 +45,7 @@ SLICE = re.compile(r"(.+)_slice_(\d+)\.h5")
 
 
 def dataset(source: Path, options: Namespace) -> Dataset:
-    """With the literature's order, or a lot."""
+    """With the literature's order, or drawn at random."""
     if min(options.spacing) <= 0:
         raise ConversionError(f"--spacing has to be above 0, got {' '.join(map(str, options.spacing))}.")
     path = source / "train_slices.list"
@@ -133,7 +133,7 @@ def find_unlabeled(folder: Path) -> Iterable[Case]:
 if __name__ == "__main__":
     parser = argument_parser(__doc__, default_labeled=7, labeled_help=LABELED_HELP, draws_test=False)
     parser.add_argument("--use-validation-images", action="store_true", help="take those of val.list as unlabelled cases")
-    parser.add_argument("--draw", action="store_true", help="draw the labelled patients by lot (--seed)")
+    parser.add_argument("--draw", action="store_true", help="draw the labelled patients at random (--seed)")
     parser.add_argument(
         "--spacing",
         type=float,

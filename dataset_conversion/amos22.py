@@ -3,7 +3,7 @@
 
 SOURCE holds imagesTr, labelsTr, imagesVa and labelsVa with amos_0001.nii.gz and so on (labels 0 to 15), directly or in a
 folder amos22. --modality chooses CT (numbers below 500), MRI (500 and above) or both. The cases of imagesTr that keep
-their label are drawn by lot, the others are unlabelled; those of imagesVa, whose labels are public, are the test cases.
+their label are drawn at random, the others are unlabelled; those of imagesVa, whose labels are public, are the test cases.
 The challenge's own test images have no public labels and are left out unless --use-test-images makes them unlabelled cases.
 
 The further unlabelled scans come in ZIP archives, CT with numbers from 5000 and MRI from 7000. Unpack them into any folders:

@@ -4,7 +4,7 @@
 SOURCE holds <case>/<case>_t1.nii.gz, _t1ce, _t2, _flair and _seg (0, 1, 2 and 4; .nii works, too), at any depth, such as in
 HGG and LGG. The labels become nnU-Net's regions whole tumour, tumour core and enhancing tumour.
 
-The labelled cases are drawn by lot. With --lists, they are the first ones of train.txt, its other cases are the unlabelled
+The labelled cases are drawn at random. With --lists, they are the first ones of train.txt, its other cases are the unlabelled
 ones and those of test.txt the test cases; for BraTS 2019, these lists (250 and 60 cases) come with SSL4MIS
 (github.com/HiLab-git/SSL4MIS, folder data/BraTS2019). The 25 cases of its val.txt are left out.
 """
@@ -69,7 +69,7 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
             yield case(identifier, found[identifier], source)
     else:
         if options.test:
-            raise ConversionError("--test draws test cases by lot, but --lists names them: give one of the two.")
+            raise ConversionError("--test draws test cases at random, but --lists names them: give one of the two.")
         for identifier, name in LISTS.read(options.lists):
             yield case(identifier, found.get(identifier, {}), source, test=name == "test")
 
@@ -86,5 +86,5 @@ def find_unlabeled(folder: Path) -> Iterable[Case]:
 
 if __name__ == "__main__":
     parser = argument_parser(__doc__, default_labeled=25, labeled_help=LABELED_HELP)
-    LISTS.add_option(parser, default="a lot")
+    LISTS.add_option(parser, default="drawn at random")
     main(find, dataset, parser, find_unlabeled=find_unlabeled)

@@ -2,7 +2,7 @@
 """Any task of the Medical Segmentation Decathlon.
 
 SOURCE is a task's folder, TaskXX_Name, with imagesTr, labelsTr, imagesTs and dataset.json. Of the cases in imagesTr,
-the labelled ones are drawn by lot, the others are unlabelled. 4-D images become one file for each channel. The task's
+the labelled ones are drawn at random, the others are unlabelled. 4-D images become one file for each channel. The task's
 own test images have no public label; they are left out unless --use-test-images makes them unlabelled cases.
 """
 

@@ -3,7 +3,7 @@
 
 SOURCE holds FLARE22_Tr_0001_0000.nii.gz (images) and FLARE22_Tr_0001.nii.gz (labels, 0 to 13), and unlabelled images
 Case_00001_0000.nii.gz, in folders of any names and at any depth, unpacked. Folders of unlabelled images that lie elsewhere
-are given with --unlabeled-from. All 50 cases keep their label by default, as in the challenge; fewer are drawn by lot, and
+are given with --unlabeled-from. All 50 cases keep their label by default, as in the challenge; fewer are drawn at random, and
 the others become unlabelled. The challenge's test cases are not public: --test holds out some of the 50.
 
 With --link, unlabelled files are neither copied nor linked: dataset.json names them where they lie.
@@ -17,7 +17,7 @@ from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_pars
 
 ENDING, CHANNEL = ".nii.gz", "_0000.nii.gz"
 UNLABELED = r"Case_\d{5}_0000\.nii\.gz"
-LABELED_HELP = "how many of the 50 cases keep their label, drawn by lot, or 'all' (default: all, as in the challenge)"
+LABELED_HELP = "how many of the 50 cases keep their label, drawn at random, or 'all' (default: all, as in the challenge)"
 ORGANS = (
     *("liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava", "right adrenal gland"),
     *("left adrenal gland", "gallbladder", "esophagus", "stomach", "duodenum", "left kidney"),

@@ -2,7 +2,7 @@
 """Hides labels of a data set in nnU-Net's raw format, to learn how much the labels are worth.
 
 SOURCE is a folder DatasetXXX_Name with imagesTr, labelsTr and dataset.json. The cases that keep their label are drawn
-by lot, or listed; the others become unlabelled. Cases in imagesTs stay test cases, those in imagesUn or in the entry
+at random, or listed; the others become unlabelled. Cases in imagesTs stay test cases, those in imagesUn or in the entry
 "unlabeled" of dataset.json stay unlabelled.
 Files are copied as they are, in the format they have. With the same --seed and --test, fewer labels are a subset of
 more.

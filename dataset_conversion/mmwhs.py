@@ -3,7 +3,7 @@
 
 SOURCE holds ct_train_1001_image.nii.gz with ct_train_1001_label.nii.gz and so on (20 CT), mr_train_1001_... (20 MR) and
 the challenge's test images ct_test_2001_image.nii.gz, mr_test_2001_image.nii.gz, anywhere below it. --modality chooses
-CT, MR or both. There is no agreed semi-supervised split: labelled cases are drawn by lot (--seed), and --test N holds
+CT, MR or both. There is no agreed semi-supervised split: labelled cases are drawn at random (--seed), and --test N holds
 out others. The challenge's own test images are left out unless --use-test-images makes them unlabelled cases.
 
 Labels become 1 myocardium, 2 left atrium, 3 left ventricle, 4 right atrium, 5 right ventricle, 6 aorta, 7 pulmonary

@@ -5,7 +5,7 @@ SOURCE holds <patient>/<patient>_<study>_t2w.mha, ..._adc.mha and ..._hbv.mha, a
 folder picai_labels (or csPCa_lesion_delineations, or the folder of the files) with
 csPCa_lesion_delineations/human_expert/resampled/<patient>_<study>.nii.gz, by default looked for in SOURCE. Any grade of
 lesion becomes 1. The split is the data set's own: the studies that a human outlined are labelled (1295 of 1500), the
-others unlabelled; outlines by a network are not used. --labeled N keeps the labels of N patients, drawn by lot (--seed),
+others unlabelled; outlines by a network are not used. --labeled N keeps the labels of N patients, drawn at random (--seed),
 and --test N holds out other patients with all that there is of them.
 
 nnU-Net needs all channels of a case on one grid, but adc and hbv lie on a coarser one than t2w. So these two are
@@ -116,7 +116,7 @@ def find_unlabeled(folder: Path) -> Iterable[Case]:
 
 if __name__ == "__main__":
     labeled_help = (
-        "how many patients keep the labels of their studies, drawn by lot, or 'all' that a human outlined (default: all, "
+        "how many patients keep the labels of their studies, drawn at random, or 'all' that a human outlined (default: all, "
         "the data set's own split)"
     )
     parser = argument_parser(__doc__, default_labeled="all", labeled_help=labeled_help)

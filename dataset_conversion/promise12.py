@@ -5,7 +5,7 @@ SOURCE holds CaseNN.mhd with CaseNN_segmentation.mhd and their .raw files, anywh
 (Chi et al., CVPR 2024, github.com/chy-upc/ABD, data/promise12): of the 50 training cases, 00 to 34 are for training, 35
 to 39 for validation (left out unless --use-validation-images makes them unlabelled cases) and 40 to 49 are the test
 cases. ABD labels the first slices of its training set without saying which cases they are from, and we know of no list,
-so the labelled cases are drawn by lot (--seed).
+so the labelled cases are drawn at random (--seed).
 
 The challenge's own test cases, in folders with "test" in their name, have no label and the same names; they are left
 out unless --use-test-images makes them unlabelled cases Test_CaseNN.
@@ -18,7 +18,7 @@ from pathlib import Path
 from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main
 
 LABELED_HELP = (
-    "how many of the 35 training cases keep their label, drawn by lot (default: 7, a fifth, as in the code of ABD), or 'all'"
+    "how many of the 35 training cases keep their label, drawn at random (default: 7, a fifth, as in the code of ABD), or 'all'"
 )
 DATASET = Dataset(
     name="PROMISE12",

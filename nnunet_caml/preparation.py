@@ -77,6 +77,12 @@ def prepare(
             f"WARNING: no foreground in {len(empty)} labelled training case(s): {', '.join(empty)}. If they should have "
             f"some, check their label files."
         )
+    # nnU-Net does not say so, and it is what becomes of cases that are labelled after the first training
+    if idle := sorted(set(labeled) - set(training.identifiers) - set(validation.identifiers)):
+        say(
+            f"WARNING: {len(idle)} labelled case(s) are in neither part of this fold and go unused: {', '.join(idle)}. If "
+            f"they were labelled after splits_final.json was written, delete that file for new folds, or add them to it."
+        )
     done = preprocess(unlabeled, min(default_num_processes, os.cpu_count() or 1))
     usable = unlabeled.usable_cases()
     if not usable:

@@ -65,6 +65,11 @@ def test_left_atrium(tmp_path, raw, monkeypatch):
     verify(target, monkeypatch)
 
 
+def test_with_all_labels_the_next_command_is_that_of_plain_nnunet(tmp_path, raw, capsys):
+    run("left_atrium.py", left_atrium(tmp_path / "source"), "--dataset-id", 27, "--labeled", 5)
+    assert capsys.readouterr().out.endswith("  nnUNetv2_train 27 3d_fullres all\n")
+
+
 def test_left_atrium_in_the_folders_of_the_download(tmp_path, raw):
     source = left_atrium(tmp_path / "source")
     lists = tmp_path / "lists"

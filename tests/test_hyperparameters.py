@@ -1,4 +1,4 @@
-"""Hyperparameters: wrong ones are refused before anything is trained, and the README tells them as they are."""
+"""Hyperparameters: wrong ones are refused before anything is trained, and the documentation tells them as they are."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from nnunet_caml import variants
 from nnunet_caml.hyperparameters import _ALLOWED, Hyperparameters
 from nnunet_caml.trainer import nnUNetTrainerCAML
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "documentation" / "method.md"
 NAMES = list(Hyperparameters.__annotations__)
 
 
@@ -72,9 +72,9 @@ def test_training_does_not_begin_with_a_wrong_one(make_trainer):
     assert trainer.network is None, "it is found before any network is built"
 
 
-def test_readme_has_the_defaults():
-    """Each row of the README's table names attributes and, in the same order, their values."""
-    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.+?) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_documentation_has_the_defaults():
+    """Each row of the page's table names attributes and, in the same order, their values."""
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.+?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     found = {}
     for names, values in rows:
         names = re.findall(r"`(\w+)`", names)

@@ -95,7 +95,7 @@ def test_first_training_of_a_data_set_continues(workspace: Workspace, make_train
     """Where nnU-Net has made the split itself in the same process, its identifiers are numpy's strings."""
     if labeled == 6:
         add_labeled(workspace, labeled)
-    else:  # a fold beyond those of the file: nnU-Net draws cases by lot
+    else:  # a fold beyond those of the file: nnU-Net draws cases at random
         (workspace.preprocessed / "splits_final.json").write_text(json.dumps([{"train": ["tr_0"], "val": ["tr_1"]}]))
     assert labeled == 2 or not (workspace.preprocessed / "splits_final.json").exists()
     trainer = make_trainer(fold=fold)
@@ -357,11 +357,12 @@ def test_memory_does_not_grow_with_the_unlabelled_cases(workspace: Workspace, ma
     assert preprocess(trainer.unlabeled, 1) == 0
 
 
-def test_the_users_own_split_is_followed(workspace: Workspace, make_trainer):
+def test_the_users_own_split_is_followed(workspace: Workspace, make_trainer, capsys):
     splits = [{"train": ["tr_0", "tr_2"], "val": ["tr_1"]}, {"train": ["tr_1", "tr_3"], "val": ["tr_0"]}]
     (workspace.preprocessed / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
     trainer = make_trainer(fold=1)
     trainer.on_train_start()
+    assert "1 labelled case(s) are in neither part of this fold and go unused: tr_2. If" in capsys.readouterr().out
     seen = {case for _ in range(8) for case in next(trainer.dataloader_train)["keys"]}
     trainer.dataloader_train.finish()
     assert seen == set(trainer.caml.memory.case_index) == {"tr_1", "tr_3"}

@@ -38,7 +38,7 @@ class Case:
 
     @property
     def unit(self) -> str:
-        """What is drawn by lot and never divided: the patient, or else the case."""
+        """What is drawn at random and never divided: the patient, or else the case."""
         return self.patient or self.identifier
 
 
@@ -55,7 +55,7 @@ class Dataset:
             to worker processes.
         read_label: The same for labels.
         file_ending: Of the data set's files.
-        ordered: The labelled cases are the first ones in the source's order instead of being drawn by lot.
+        ordered: The labelled cases are the first ones in the source's order instead of being drawn at random.
         in_place: With ``--link``, unlabelled files that need no conversion stay where they are, and the entry
             ``unlabeled`` of ``dataset.json`` names them; for data sets of thousands of unlabelled files.
         licence: Of the data, for ``dataset.json``, like ``reference``, the data's origin.
@@ -107,7 +107,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """Identifiers of the cases of each kind, sorted; ``seed`` is ``None`` where nothing was drawn by lot."""
+    """Identifiers of the cases of each kind, sorted; ``seed`` is ``None`` where nothing was drawn at random."""
 
     labeled: tuple[str, ...]
     unlabeled: tuple[str, ...]
@@ -141,8 +141,8 @@ def draw_split(
         labeled_cases: Exactly those that keep it, instead of ``labeled``; they are never held out. A patient's name
             stands for all of the patient's cases.
         test: How many cases with a label to hold out, besides those that the source marks as test cases.
-        seed: Of the lot.
-        ordered: No lot: candidates come in the order given.
+        seed: Of the draw.
+        ordered: Nothing is drawn: candidates come in the order given.
 
     Raises:
         ConversionError: Two cases share an identifier, a listed case is unknown or has no label, or more cases are
@@ -167,8 +167,8 @@ def draw_split(
             )
     candidates = list(units)
     if not ordered:
-        lot = random.Random(seed)
-        drawn = {unit: lot.random() for unit in sorted(candidates)}
+        generator = random.Random(seed)
+        drawn = {unit: generator.random() for unit in sorted(candidates)}
         candidates.sort(key=drawn.__getitem__)
     kept = {unit for unit in candidates if set(units[unit]) & set(listed)}
     held_out = [unit for unit in candidates if unit not in kept][:test]

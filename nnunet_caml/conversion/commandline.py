@@ -41,7 +41,7 @@ def argument_parser(
         description: What the converter reads; its documentation string.
         default_labeled: For ``--labeled``, a number or ``"all"``; without it, the user has to say.
         labeled_help: What to say about ``--labeled``.
-        draws_test: Whether test cases can be held out by lot (``--test``).
+        draws_test: Whether test cases can be held out at random (``--test``).
     """
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     # not an argument of the old argparse that batchgenerators brings along, which goes first with pip install --target
@@ -50,7 +50,7 @@ def argument_parser(
     parser.add_argument("--dataset-id", type=_positive, required=True, metavar="ID", help="number in nnU-Net, 1 to 999")
     parser.add_argument("--name", help="name in nnU-Net instead of the converter's own")
     which = parser.add_mutually_exclusive_group(required=default_labeled is None)
-    labeled_help = labeled_help or "how many cases keep their label, drawn by lot, or 'all'"
+    labeled_help = labeled_help or "how many cases keep their label, drawn at random, or 'all'"
     which.add_argument("--labeled", type=_count, default=default_labeled, metavar="N", help=labeled_help)
     which.add_argument("--labeled-cases", type=Path, metavar="LIST", help="file of the cases that do, one a line")
     if draws_test:
@@ -61,7 +61,7 @@ def argument_parser(
             metavar="N",
             help="hold out N cases with a label for testing, drawn before the labelled ones",
         )
-    parser.add_argument("--seed", type=int, default=0, help="of the lot (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     parser.add_argument("--unlabeled-from", type=Path, metavar="DIR", help="folder of more cases without a label")
     parser.add_argument("--link", action="store_true", help="link files that need no conversion, do not copy")
     parser.add_argument("--overwrite", action="store_true", help="replace the data set if it exists")

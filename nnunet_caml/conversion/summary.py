@@ -67,12 +67,13 @@ class Summary:
         number = int(self.folder.name[len("Dataset") :].split("_")[0])
         # folds 0 to 4 hold a fifth back, of few cases too many to lose and too few to validate on
         fold = "all" if len(labelled) < FEW else 0
+        trainer = " -tr nnUNetTrainerCAML" if count["unlabeled"] else ""
         return "\n".join(
             [
                 *lines,
                 "Next:",
                 f"  nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres --verify_dataset_integrity",
-                f"  nnUNetv2_train {number} 3d_fullres {fold} -tr nnUNetTrainerCAML",
+                f"  nnUNetv2_train {number} 3d_fullres {fold}{trainer}",
             ]
         )
 
