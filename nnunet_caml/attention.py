@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: sequences that go into one call: CUDA's kernels fail beyond 65535, some of sequences times heads (pytorch issues 142228,
-#: 146704), which the positions of large 2-D patches reach
-MOST_SEQUENCES = 8192
+#: sequences times heads that go into one call: CUDA's kernels fail beyond (pytorch issues 142228, 146704), which the
+#: positions of large 2-D patches reach
+MOST_SEQUENCES = 65535
 
 
 def dropout_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
@@ -35,9 +35,10 @@ def dropout_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float)
     """
     kept = round(256 * (1 - dropout))
     if query.device.type != "cpu" or not 0 < kept < 256:
-        if len(query) <= MOST_SEQUENCES:
+        most = max(1, MOST_SEQUENCES // math.prod(query.shape[1:-2]))
+        if len(query) <= most:
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        parts = zip(*(x.split(MOST_SEQUENCES) for x in (query, key, value)), strict=True)
+        parts = zip(*(x.split(most) for x in (query, key, value)), strict=True)
         return torch.cat([F.scaled_dot_product_attention(q, k, v, dropout_p=dropout) for q, k, v in parts])
     weights = torch.softmax(query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1]), dim=-1)
     words = torch.randint(-(2**63), 2**63 - 1, (math.ceil(weights.numel() / 8),), device=weights.device)

@@ -7,10 +7,9 @@ the trainer's model folder; the second stage loads both alike.
 """
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from nnunet_caml import checkpoints, distributed
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
+from nnunet_caml.workers import pool
 
 __all__ = ["PREDICTED", "fold_share", "predict_for_next_stage", "with_previous_stage"]
 
@@ -91,10 +91,10 @@ def predict_for_next_stage(trainer: Any) -> None:
     trainer.print_to_log_file(f"{len(share)} unlabelled cases are predicted for {', '.join(stages)}.")
     trainer.network.eval()
     trainer.set_deep_supervision_enabled(False)
-    with ProcessPoolExecutor(max(1, default_num_processes), multiprocessing.get_context("spawn")) as pool:
+    with pool(max(1, default_num_processes)) as workers:
         waiting: list[Future] = []
         for number, case in enumerate(tqdm(mine, "Predicting unlabelled cases", disable=trainer.local_rank != 0)):
-            waiting += [pool.submit(resample_and_move, *task) for task in _tasks(trainer, case, targets)]
+            waiting += [workers.submit(resample_and_move, *task) for task in _tasks(trainer, case, targets)]
             while len(waiting) > 2 * default_num_processes:
                 waiting.pop(0).result()
             # NCCL gives up after minutes without a sign of the others

@@ -12,6 +12,8 @@ companion on disk, whenever the run is killed.
 import random
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,10 @@ import torch
 
 from nnunet_caml.learning import MutualLearning
 from nnunet_caml.networks import unwrap
+
+
+class CompanionError(ValueError):
+    """Why the companion of a checkpoint is of no use, as the beginning of a sentence. Harmless but for training."""
 
 
 def companion(checkpoint: Path, next_epoch: int) -> Path:
@@ -80,31 +86,45 @@ def restore_companion(state: dict, caml: MutualLearning, optimizer: torch.optim.
 
     Returns:
         ``False`` if the memory was left as it is, because it belongs to other labelled cases.
+
+    Raises:
+        CompanionError: The networks, the optimiser or the memory were others. Some parts may have been restored by then.
     """
-    unwrap(caml.auxiliary).load_state_dict(state["auxiliary"])
-    for head, saved in zip(caml.heads(), state["heads"], strict=True):
-        head.load_state_dict(saved)
-    optimizer.load_state_dict(state["optimizer"])
     same_cases = state["cases"] == list(caml.memory.case_index)
-    if same_cases:
-        caml.memory.load_state_dict(state["memory"])
+    try:
+        unwrap(caml.auxiliary).load_state_dict(state["auxiliary"])
+        for head, saved in zip(caml.heads(), state["heads"], strict=True):
+            head.load_state_dict(saved)
+        optimizer.load_state_dict(state["optimizer"])
+        if same_cases:
+            caml.memory.load_state_dict(state["memory"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CompanionError(f"was saved with other settings of the trainer ({shorten(str(error), 160)})") from None
     return same_cases
 
 
-def load_companion(checkpoint: Path, logger: Any, device: torch.device) -> dict | None:
-    """What was saved beside a checkpoint, or ``None`` if its companion is missing or of another run.
+def load_companion(checkpoint: Path, logger: Any, device: torch.device) -> dict:
+    """What was saved beside a checkpoint.
 
     Args:
         checkpoint: nnU-Net's file.
         logger: nnU-Net's, with the log of that checkpoint loaded.
         device: For the tensors.
+
+    Raises:
+        CompanionError: It is missing, of another run, or cannot be read.
     """
     path = companion(checkpoint, len(run_token(logger)))
     if not path.is_file():
-        return None
-    # as nnU-Net loads the checkpoint beside it; those of earlier versions may hold strings of numpy
-    state = torch.load(path, map_location=device, weights_only=False)
-    return state if state.pop("run") == run_token(logger) else None
+        raise CompanionError("is missing")
+    try:
+        # as nnU-Net loads the checkpoint beside it; those of earlier versions may hold strings of numpy
+        state = torch.load(path, map_location=device, weights_only=False)
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        raise CompanionError(f"cannot be read ({shorten(str(error), 160)})") from None
+    if state.pop("run") != run_token(logger):
+        raise CompanionError("belongs to another run")
+    return state
 
 
 def get_rng_state() -> dict:

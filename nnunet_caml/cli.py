@@ -64,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
         print(f"nnunet-caml: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept.", file=sys.stderr)
+        return 130
 
 
 def run_preprocess(options: argparse.Namespace) -> int:
@@ -78,6 +81,8 @@ def run_preprocess(options: argparse.Namespace) -> int:
 
     if options.np < 1:
         raise ValueError(f"-np must be at least 1, got {options.np}")
+    if options.num_parts < 1:
+        raise ValueError(f"-num_parts must be at least 1, got {options.num_parts}")
     if not 0 <= options.part_id < options.num_parts:
         raise ValueError(f"-part_id must be from 0 to {options.num_parts - 1} (-num_parts - 1), got {options.part_id}")
     folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(int(options.d) if options.d.isdigit() else options.d)

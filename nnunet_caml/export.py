@@ -68,7 +68,9 @@ def export(
         Where the model will be after installation.
 
     Raises:
-        FileNotFoundError: If the folder is not a trained model or a fold is missing.
+        FileNotFoundError: If the folder is not a trained model, a fold is missing, or ``out`` has no folder to be in.
+        IsADirectoryError: If ``out`` is a folder.
+        ValueError: If the checkpoint is none of nnU-Net's.
         FileExistsError: If ``out`` exists and ``overwrite`` is not set.
     """
     model_folder = model_folder.resolve()
@@ -79,6 +81,10 @@ def export(
             f"{model_folder} is not a trained model: expected a folder TRAINER__PLANS__CONFIGURATION with plans.json, "
             f"dataset.json and fold_* in it."
         )
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out} cannot be written: there is no folder {out.parent}.")
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; name the zip file to write.")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists. Choose another name or add --overwrite.")
     if folds is None:
@@ -123,6 +129,8 @@ def without_cases(dataset_json: dict) -> dict:
 def stock_checkpoint(file: Path, plans: dict) -> bytes:
     """A checkpoint as ``nnUNetTrainer`` would have saved it, without the state that only training needs."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    if "init_args" not in checkpoint:
+        raise ValueError(f"{file} is no checkpoint of nnU-Net. Name one with -chk, such as checkpoint_final.pth.")
     checkpoint["trainer_name"] = STOCK_TRAINER
     checkpoint["optimizer_state"] = None
     checkpoint["grad_scaler_state"] = None

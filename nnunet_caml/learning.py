@@ -6,7 +6,7 @@ How a batch takes its way through a step (:meth:`nnunet_caml.trainer.nnUNetTrain
     (2B, C, *patch)                 └── A ── logits_a, features_a ──┤
                                         (CMA in its encoder)        │
       labelled half      supervised loss of nnU-Net, for V and A ◄──┤
-      whole batch        mutual consistency of the logits        ◄──┤
+      unlabelled half    mutual consistency of the logits        ◄──┤   (the paper's: of the whole batch)
       labelled half      features of voxels both get right ► memory │
       unlabelled half    features of voxels both agree on ► OCC  ◄──┘
 """

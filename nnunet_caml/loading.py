@@ -1,7 +1,7 @@
 """Unlabelled batches from nnU-Net's own loader, augmentation and worker processes.
 
-The unlabelled loader is a copy of the labelled one, with other cases: same patch sizes and transforms. Patches
-are drawn anywhere in the case, because nobody knows where its foreground is.
+The unlabelled loader is a copy of the labelled one, with other cases: same patch sizes and transforms, of which the clean
+view takes those of the geometry. Patches are drawn anywhere in the case, because nobody knows where its foreground is.
 """
 
 import copy
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -73,7 +74,9 @@ def like(augmenter: Any, loader: nnUNetDataLoader) -> Any:
         transform=None,
         num_processes=augmenter.num_processes,
         num_cached=augmenter.num_cached,
-        seeds=None,
+        # Workers are forked with this process's state of torch's generator, from which some augmentation draws. nnU-Net's have
+        # it too, so without seeds of their own these would give each labelled patch an unlabelled twin.
+        seeds=[int(s) for s in np.random.randint(2**31, size=augmenter.num_processes)],
         pin_memory=augmenter.pin_memory,
         wait_time=augmenter.wait_time,
     )

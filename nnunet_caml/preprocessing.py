@@ -1,7 +1,7 @@
 """Preprocessing of unlabelled cases: nnU-Net's own preprocessor, case by case, in parallel, and interruptible anywhere.
 
 A case is written into a temporary folder beside the finished ones, read back, moved into place, and recorded last. So a
-killed run leaves at most a temporary folder, which the next run removes when it does that case. Several runs at
+killed run leaves at most a temporary folder, which the next run removes. Several runs at
 once (two folds started together, several nodes) do no harm: each starts at another case and skips what has been done meanwhile.
 """
 
@@ -11,12 +11,12 @@ import platform
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from io import StringIO
-from multiprocessing import get_context
 from pathlib import Path
 from uuid import uuid4
 
@@ -35,6 +35,7 @@ from nnunet_caml.unlabeled import (
     same_sources,
     voxel_digest,
 )
+from nnunet_caml.workers import pool
 
 PROBE_BYTES = 2**22
 TEMPORARY_PREFIX = "tmp-"
@@ -115,15 +116,18 @@ def finite_in_file(file: Path) -> bool:
     return image.get_data_dtype().kind != "f" or bool(np.isfinite(np.asanyarray(image.dataobj)).all())  # type: ignore[attr-defined]
 
 
-def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> str | None:
+def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> bool:
     """Preprocesses one case, unless it is done already.
 
     Returns:
-        ``None``, or a sentence that says what is wrong with the case. Errors that concern all cases (disk full, no
-        permission) are raised.
+        Whether there was something to do.
+
+    Raises:
+        UnlabeledDataError: A sentence that says what is wrong with the case.
+        OSError: What concerns all cases: the disk is full, or the folder may not be written to.
     """
     if not needs_work(dataset, case, files):
-        return None
+        return False
     # containers may share the number of a process, and the file system
     name = f"{TEMPORARY_PREFIX}{case}@{uuid4().hex[:8]}@{host()}@{os.getpid()}"
     temporary = dataset.folder / STATE_FOLDER / name
@@ -143,14 +147,14 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
         content = voxel_digest(data_class(str(temporary), [case]).load_case(case)[0])
         outdated = dataset.state_file(case).is_file()
         if not needs_work(dataset, case, files):  # another run was faster, and may train with it already
-            return None
+            return False
         if outdated:
             dataset.state_file(case).unlink(missing_ok=True)
         for file in sorted(temporary.iterdir()):
             file.replace(dataset.folder / file.name)
         CaseState(dataset.fingerprint(), sources, content).write(dataset.state_file(case))
-    except UnlabeledDataError as error:
-        return str(error)
+    except UnlabeledDataError:
+        raise
     except Exception as error:
         if is_full(temporary, error):
             free = shutil.disk_usage(dataset.folder).free
@@ -160,10 +164,14 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
                 f"finished so far are kept: free some space and start again",
                 str(dataset.folder),
             ) from None
-        return f"Unlabelled case {case} ({files[0]}) cannot be preprocessed: {type(error).__name__}: {error}"
+        if isinstance(error, OSError) and str(error.filename).startswith(str(dataset.folder)):
+            raise  # no fault of the case's files
+        raise UnlabeledDataError(
+            f"Unlabelled case {case} ({files[0]}) cannot be preprocessed: {type(error).__name__}: {error}"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return None
+    return True
 
 
 @contextmanager
@@ -207,7 +215,7 @@ def host() -> str:
 def is_leftover(temporary: Path) -> bool:
     """Whether nobody is writing to a temporary folder any more."""
     _, node, process = temporary.name.rsplit("@", 2)
-    if os.name == "posix" and node == host():
+    if os.name == "posix" and node == host() and process.isdigit():
         try:
             os.kill(int(process), 0)
         except ProcessLookupError:
@@ -232,7 +240,7 @@ def needs_work(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> b
 
 
 def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: int = 1) -> int:
-    """Preprocesses all raw unlabelled cases that are not done yet.
+    """Preprocesses all raw unlabelled cases that are not done yet, and removes what killed runs have left.
 
     Args:
         dataset: See there.
@@ -241,7 +249,7 @@ def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: 
         parts: Into how many shares the cases are divided.
 
     Returns:
-        How many cases had to be done.
+        How many cases this run has done; others may have been done by another one meanwhile.
 
     Raises:
         UnlabeledDataError: Naming every case that is no good. All others have been done by then.
@@ -249,48 +257,58 @@ def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: 
     """
     cases = dict(list(dataset.raw_cases().items())[part::parts])
     todo = [(case, files) for case, files in cases.items() if needs_work(dataset, case, files)]
-    if not todo:
-        return 0
     state = dataset.folder / STATE_FOLDER
-    state.mkdir(parents=True, exist_ok=True)
     for temporary in state.glob(f"{TEMPORARY_PREFIX}*@*@*"):
         if is_leftover(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
+    if not todo:
+        return 0
+    state.mkdir(parents=True, exist_ok=True)
     # Runs at the same time begin at different cases and so share the work.
     start = random.SystemRandom().randrange(len(todo))
     order = todo[start:] + todo[:start]
     bar = tqdm(total=len(order), desc="Preprocessing unlabelled cases", unit="case")
-    problems: dict[str, str] = {}
+    problems: dict[str, UnlabeledDataError] = {}
+    done = 0
     with bar:
-        for case, problem in finished_cases(dataset, order, min(processes, len(todo))):
+        for case, outcome in finished_cases(dataset, order, min(processes, len(todo))):
             bar.update()
-            if problem is not None:
-                problems[case] = problem
+            if isinstance(outcome, UnlabeledDataError):
+                problems[case] = outcome
+            else:
+                done += outcome
     if problems:
         lines = "\n".join(f"  - {problems[case]}" for case in sorted(problems))
         raise UnlabeledDataError(
             f"{len(problems)} of {len(todo)} unlabelled cases cannot be used; the others are preprocessed:\n{lines}"
         )
-    return len(todo)
+    return done
 
 
 def finished_cases(
     dataset: UnlabeledDataset, cases: Sequence[tuple[str, list[Path]]], processes: int
-) -> Iterator[tuple[str, str | None]]:
-    """Preprocesses cases and yields each with what :func:`preprocess_case` returns, in the order they are finished."""
+) -> Iterator[tuple[str, bool | UnlabeledDataError]]:
+    """Preprocesses cases and yields each with what :func:`preprocess_case` returns or says, in the order they are finished."""
+
+    def outcome(work: Callable[[], bool]) -> bool | UnlabeledDataError:
+        try:
+            return work()
+        except UnlabeledDataError as error:
+            return error
+
     if processes == 1:  # here and now: a worker takes longer to start than many a case
         for case, files in cases:
-            yield case, preprocess_case(dataset, case, files)
+            yield case, outcome(partial(preprocess_case, dataset, case, files))
         return
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    workers = pool(processes)
     try:
-        pending = {pool.submit(preprocess_case, dataset, case, files): case for case, files in cases}
+        pending = {workers.submit(preprocess_case, dataset, case, files): case for case, files in cases}
         for future in as_completed(pending):
-            yield pending[future], future.result()
+            yield pending[future], outcome(future.result)
     except BrokenProcessPool:
         raise RuntimeError(
             f"A worker process died while preprocessing unlabelled cases, most likely because memory ran out with "
             f"{processes} processes. The cases finished so far are kept: run `nnunet-caml preprocess` with a smaller -np."
         ) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        workers.shutdown(wait=True, cancel_futures=True)

@@ -23,7 +23,7 @@ OTHER_WORDS = ("unable to find an engine", "ALLOC_FAILED")
 
 
 def rehearse_on_gpu(trainer: Any) -> None:
-    """:func:`rehearse` where memory is scarce, unless no unlabelled patch will ever come in."""
+    """:func:`rehearse` where memory is scarce, unless neither loss of unlabelled patches will ever have weight."""
     if trainer.device.type == "cuda" and (trainer.lambda_c or trainer.lambda_o):
         rehearse(trainer)
 

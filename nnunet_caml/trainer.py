@@ -68,7 +68,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         self.auxiliary_optimizer: Any = None  # -> initialize
         self.iteration = 0
         self._rng_to_restore: dict | None = None
-        self._companion_missing: Path | None = None
+        self._companion_problem: str | None = None
         self._unlabeled_names: list[str] | None = None  # -> prepare_unlabeled
         progress.add_keys(self.logger)
 
@@ -166,7 +166,9 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             raise
 
     def get_dataloaders(self) -> tuple:
-        """nnU-Net's loaders; the one for training also gives unlabelled patches (:class:`PairedBatches`)."""
+        """nnU-Net's loaders; the one for training also gives unlabelled patches (:class:`PairedBatches`), if there is any."""
+        if self.current_epoch >= self.num_epochs:
+            return super().get_dataloaders()
         previous = self.folder_with_segs_from_previous_stage
         names = self.unlabeled.usable_cases() if self._unlabeled_names is None else self._unlabeled_names
         if previous is not None:
@@ -187,10 +189,13 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         """Prepares the data before nnU-Net starts; then what is left of a restored or pretrained run."""
         if not self.was_initialized:
             self.initialize()
-        if self._companion_missing is not None and self.current_epoch < self.num_epochs:
-            raise FileNotFoundError(
-                f"{self._companion_missing} is missing or belongs to another run, so the auxiliary network of this "
-                f"training is lost and it cannot be continued. Put the file back, or start again without --c."
+        if self.current_epoch >= self.num_epochs:  # with --c, which does the validation of a finished training again
+            super().on_train_start()
+            return
+        if self._companion_problem is not None:
+            raise ValueError(
+                f"{self._companion_problem}, so the auxiliary network of this training is lost and it cannot be continued. "
+                f"Put back the file, or the settings, that it was begun with, or start again without --c."
             )
         self.prepare_unlabeled()
         self.print_to_log_file(footprint.advice(self))
@@ -206,7 +211,8 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
 
     def on_train_end(self) -> None:
         super().on_train_end()
-        self.dataloader_train.finish()
+        if isinstance(self.dataloader_train, PairedBatches):
+            self.dataloader_train.finish()
         if self.local_rank == 0:  # who has just written the final checkpoint
             checkpoints.remove_companions(Path(self.output_folder) / "checkpoint_latest.pth")
 
@@ -376,7 +382,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
 
         No companion for a finished run whose own is lost: A is an untrained one then.
         """
-        if self.local_rank != 0 or self.disable_checkpointing or self._companion_missing is not None:
+        if self.local_rank != 0 or self.disable_checkpointing or self._companion_problem is not None:
             super().save_checkpoint(filename)
             return
         state = checkpoints.companion_state(self.caml, self.auxiliary_optimizer)
@@ -387,11 +393,10 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         progress.add_keys(self.logger)
         path = Path(filename_or_checkpoint)
-        state = checkpoints.load_companion(path, self.logger, self.device)
-        if state is None:
-            # No harm for validation; training asks again in on_train_start.
-            self._companion_missing = checkpoints.companion(path, self.current_epoch)
-            return
-        if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
-            self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
-        self._rng_to_restore = state["rng"]
+        try:
+            state = checkpoints.load_companion(path, self.logger, self.device)
+            if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
+                self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
+            self._rng_to_restore = state["rng"]
+        except checkpoints.CompanionError as problem:  # no harm for validation; training asks in on_train_start
+            self._companion_problem = f"{checkpoints.companion(path, self.current_epoch)} {problem}"

@@ -95,11 +95,13 @@ def list_entry(entry: Any, folder: Path, channels: int) -> dict[str, list[Path]]
         raise UnlabeledDataError(f'{where} must be {{case: {{"images": [...]}}}}, got {type(entry).__name__}.')
     cases = {}
     for case, value in entry.items():
+        if not re.fullmatch(r"[^/\\.][^/\\]*", case):
+            raise UnlabeledDataError(f"{where} names a case {case!r}, which cannot name a file. Rename it.")
         images = value.get("images") if isinstance(value, dict) else None
-        if not isinstance(images, list) or not 1 <= len(images) <= channels:
+        if not isinstance(images, list) or not 1 <= len(images) <= channels or not all(isinstance(i, str) for i in images):
             raise UnlabeledDataError(
-                f'{where} gives for case {case} {value!r}; expected {{"images": [...]}} with one file for each of the '
-                f"{channels} channel(s) of dataset.json, or fewer that hold them all."
+                f'{where} gives for case {case} {value!r}; expected {{"images": [...]}} with the path of a file for each of '
+                f"the {channels} channel(s) of dataset.json, or fewer that hold them all."
             )
         # joining with an absolute path gives the absolute path
         cases[case] = [folder / os.path.expandvars(image) for image in images]
@@ -150,7 +152,7 @@ class UnlabeledDataset:
         unlabelled cases can be added later.
 
         Raises:
-            UnlabeledDataError: As :func:`list_folder`; also if a case is named in both places.
+            UnlabeledDataError: As :func:`list_folder`; also if a case is named in both places, or like nnU-Net's label files.
         """
         if self.raw_folder is None or not self.raw_folder.is_dir():
             return {}
@@ -165,6 +167,12 @@ class UnlabeledDataset:
                 f'Unlabelled case {twice[0]} is both in {images} and in the entry "{DATASET_KEY}" of {json_file}. '
                 f"Remove it from one of them."
             )
+        for case in (*cases, *in_folder):
+            # nnU-Net's preprocessed cases: CASE.b2nd and CASE_seg.b2nd, so CASE_seg would overwrite a part of CASE
+            if case.endswith("_seg"):
+                raise UnlabeledDataError(
+                    f"Unlabelled case {case} ends in _seg, as nnU-Net's own files of labels do. Rename it."
+                )
         return dict(sorted((cases | in_folder).items()))
 
     def done_cases(self) -> list[str]:

@@ -25,17 +25,20 @@ class TwoViews:
     Args:
         transforms: nnU-Net's.
         clean: The second view keeps its intensities.
+
+    Raises:
+        NotImplementedError: One of them changes the image alone in a part of it only.
     """
 
     def __init__(self, transforms: ComposeTransforms, clean: bool = True) -> None:
-        self.transforms = transforms.transforms
+        self.transforms = [(transform, changes_image_only(transform)) for transform in transforms.transforms]
         self.clean = clean
 
     def __call__(self, **data: Any) -> dict:
         """As ``transforms``, but ``image`` ``(C, *patch)`` becomes ``(2 C, *patch)``, the second view behind the first."""
         second = None  # until they differ, one does for both
-        for transform in self.transforms:
-            if isinstance(getattr(transform, "transform", transform), ImageOnlyTransform):
+        for transform, image_only in self.transforms:
+            if image_only:
                 if second is None:
                     second = copy.deepcopy(data)  # transforms work in place
                 if not self.clean:
@@ -48,3 +51,23 @@ class TwoViews:
                 torch.set_rng_state(state[2])
             data = transform(**data)
         return {**data, "image": torch.cat((data["image"], (second or data)["image"]))}
+
+
+def changes_image_only(transform: Any) -> bool:
+    """Whether a transform leaves the segmentation alone, also one that chooses from, or strings together, such ones.
+
+    Raises:
+        NotImplementedError: Some of its parts do, others do not.
+    """
+    parts = getattr(transform, "list_of_transforms", None) or getattr(transform, "transforms", None)
+    parts = parts or [part for part in [getattr(transform, "transform", None)] if part is not None]
+    if not parts:
+        return isinstance(transform, ImageOnlyTransform)
+    answers = {changes_image_only(part) for part in parts}
+    if len(answers) > 1:
+        raise NotImplementedError(
+            f"clean_view needs to know what augments intensities, and {type(transform).__name__} holds transforms of the "
+            f"image alone beside others ({', '.join(type(part).__name__ for part in parts)}). Take them apart, or set "
+            f"clean_view = False."
+        )
+    return answers.pop()

@@ -103,7 +103,7 @@ def test_the_next_stage_gets_what_v_predicts(workspace: Workspace, make_trainer,
     trainer.logger.log("epoch_end_timestamps", 1.0, 0)
     # starting a process takes seconds
     monkeypatch.setattr(cascade, "default_num_processes", 1)
-    monkeypatch.setattr(cascade, "ProcessPoolExecutor", lambda *_arguments: ThreadPoolExecutor(1))
+    monkeypatch.setattr(cascade, "pool", lambda *_arguments: ThreadPoolExecutor(1))
     cascade.predict_for_next_stage(trainer)
     predicted = Path(trainer.output_folder_base) / "predicted_next_stage" / "3d_cascade_fullres"
     trainer.network.eval()

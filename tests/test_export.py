@@ -105,6 +105,18 @@ def test_chosen_folds_and_checkpoint(model: Path, tmp_path: Path):
     assert name.endswith("/fold_2/checkpoint_best.pth")
 
 
+def test_what_cannot_be_written_or_is_no_checkpoint_is_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    torch.save({"auxiliary": {}}, model / "fold_0" / "checkpoint_best_caml_0001.pth")
+    for out, options, sentence in (
+        (tmp_path / "nowhere" / "model.zip", [], f"there is no folder {tmp_path / 'nowhere'}."),
+        (tmp_path, ["--overwrite"], f"{tmp_path} is a folder; name the zip file"),
+        (tmp_path / "model.zip", ["-f", "0", "-chk", "checkpoint_best_caml_0001.pth"], "is no checkpoint of nnU-Net. Name one"),
+    ):
+        assert main(["export", str(model), str(out), *options]) == 1
+        assert sentence in capsys.readouterr().err
+        assert not list(tmp_path.glob("*.zip*"))
+
+
 def test_a_fold_that_is_not_trained_leaves_no_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(["export", str(model), str(tmp_path / "model.zip"), "-f", "0", "2"]) == 1
     said = capsys.readouterr().err

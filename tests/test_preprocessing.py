@@ -1,7 +1,13 @@
 """Preprocessing of unlabelled cases where others are at work beside it, or where nothing can be written."""
 
+import errno
+import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -25,7 +31,7 @@ from nnunet_caml.unlabeled import STATE_FOLDER, UnlabeledDataError, UnlabeledDat
 class OneThread(ThreadPoolExecutor):
     """In the place of a pool of processes, whose workers take seconds to start; what goes there is pickled all the same."""
 
-    def __init__(self, processes: int, mp_context) -> None:
+    def __init__(self, processes: int) -> None:
         super().__init__(1)
         assert processes == 2
 
@@ -48,7 +54,7 @@ def test_broken_cases_are_named_by_several_processes_too(workspace: Workspace, m
     image = blobs(0)[0].astype(np.float32)
     image[3, 3, 3] = np.nan
     write_image(image, workspace.raw / "imagesUn/un_3_0000.nii.gz")
-    monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", OneThread)
+    monkeypatch.setattr(preprocessing, "pool", OneThread)
     sentence = r"1 of 5 unlabelled cases cannot be used; the others are preprocessed:\n  - .*un_3 has NaN or infinite voxels"
     with pytest.raises(UnlabeledDataError, match=sentence):
         preprocess(dataset(workspace), 2)
@@ -56,7 +62,7 @@ def test_broken_cases_are_named_by_several_processes_too(workspace: Workspace, m
 
 
 def test_a_worker_that_died_is_said_with_the_way_out(workspace: Workspace, monkeypatch):
-    monkeypatch.setattr(preprocessing, "ProcessPoolExecutor", DeadWorker)
+    monkeypatch.setattr(preprocessing, "pool", DeadWorker)
     with pytest.raises(
         RuntimeError, match=r"worker process died .* 2 processes\. .*run `nnunet-caml preprocess` .* smaller -np"
     ):
@@ -82,7 +88,7 @@ def test_killed_while_files_are_moved_an_outdated_case_is_not_taken_for_done(wor
     """Not even if its old image comes back, whose voxels have been replaced."""
     d = dataset(workspace)
     files = d.raw_cases()["un_0"]
-    assert preprocess_case(d, "un_0", files) is None
+    assert preprocess_case(d, "un_0", files)
     old = files[0].rename(workspace.root / "old.nii.gz")
     write_image(blobs(77)[0], files[0])
     move = Path.replace
@@ -100,6 +106,69 @@ def test_killed_while_files_are_moved_an_outdated_case_is_not_taken_for_done(wor
     assert d.done_cases() == []
 
 
+def test_what_a_killed_run_left_goes_even_where_nothing_is_left_to_do(workspace: Workspace):
+    """Another run has done its case."""
+    d = dataset(workspace)
+    assert preprocess(d, 1) == 5
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    names = [f"tmp-un_0@12345678@{preprocessing.host()}@{pid}" for pid in (int(gone.stdout), os.getpid())]
+    for name in names:
+        (d.folder / STATE_FOLDER / name).mkdir()
+    (d.folder / STATE_FOLDER / "tmp-un_1@12345678@elsewhere@99_seg.b2nd").touch()
+    assert preprocess(d, 1) == 0
+    assert [path.name for path in sorted((d.folder / STATE_FOLDER).glob("tmp-un_0*"))] == names[1:]
+
+
+def test_a_folder_that_may_not_be_written_to_is_no_fault_of_the_cases(workspace: Workspace, monkeypatch):
+    def refuse(self: Path, **_options) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    d = dataset(workspace)
+    (d.folder / STATE_FOLDER).mkdir(parents=True)
+    files = d.raw_cases()["un_0"]
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(PermissionError, match="nnUNetPlans_3d_fullres_unlabeled"):
+        preprocess_case(d, "un_0", files)
+
+
+def test_workers_end_with_the_process_that_started_them(workspace: Workspace):
+    """Whatever ends it. Killed, it tells them nothing, and each keeps most of a gigabyte; Ctrl-C reaches all of them."""
+    for i in range(40):
+        write_image(blobs(500 + i)[0], workspace.raw / f"imagesUn/more_{i:02}_0000.nii.gz")
+    d, done = dataset(workspace), 0
+    for number in (signal.SIGINT, signal.SIGKILL):
+        main = workspace.start("nnunet-caml", "preprocess", "-d", "101", "-c", "3d_tiny", "-np", "2")
+        while len(d.done_cases()) == done:
+            time.sleep(0.05)
+            assert main.poll() is None
+        children = [path.parent for path in Path("/proc").glob("[0-9]*/stat") if parent_of(path) == main.pid]
+        workers = [path for path in children if b"spawn_main" in (path / "cmdline").read_bytes()]
+        assert len(workers) == 2
+        if number == signal.SIGINT:
+            for worker in workers:
+                os.kill(int(worker.name), number)
+        main.send_signal(number)
+        said, _ = main.communicate()
+        if number == signal.SIGINT:
+            assert main.returncode == 130
+            assert said.endswith("Interrupted. What is finished is kept.\n")
+            assert "Traceback" not in said
+        until = time.monotonic() + 60
+        while any(path.exists() for path in workers):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        done = len(d.done_cases())
+    assert done < 45
+
+
+def parent_of(stat: Path) -> int | None:
+    """The parent of a process by its ``/proc/PID/stat``; ``None`` if it has ended."""
+    try:
+        return int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def test_a_case_that_another_run_has_finished_stays_usable(workspace: Workspace, monkeypatch):
     """Two folds do the same case at once; the first one already trains with it when the second is through."""
     d = dataset(workspace)
@@ -109,14 +178,14 @@ def test_a_case_that_another_run_has_finished_stays_usable(workspace: Workspace,
     def finished_by_another(*arguments) -> None:
         real(*arguments)
         monkeypatch.setattr(preprocessing, "check_images", real)
-        assert preprocess_case(d, "un_0", files) is None
+        assert preprocess_case(d, "un_0", files)
         d.state_file("un_0").chmod(0o444)
 
     monkeypatch.setattr(preprocessing, "check_images", finished_by_another)
     gone = []
     unlink = Path.unlink
     monkeypatch.setattr(Path, "unlink", lambda self, **options: (gone.append(self), unlink(self, **options))[1])
-    assert preprocess_case(d, "un_0", files) is None
+    assert not preprocess_case(d, "un_0", files)
     assert d.state_file("un_0") not in gone
     assert d.state_file("un_0").stat().st_mode & 0o777 == 0o444, "written again"
     assert d.done_cases() == ["un_0"]
@@ -134,7 +203,7 @@ def test_an_image_replaced_while_it_is_preprocessed_is_done_again(workspace: Wor
 
     monkeypatch.setattr(preprocessing, "voxel_digest", replaced)
     files = d.raw_cases()["un_0"]
-    assert preprocess_case(d, "un_0", files) is None
+    assert preprocess_case(d, "un_0", files)
     assert needs_work(d, "un_0", files)
 
 

@@ -6,6 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import OneOfTransform
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 
 from nnunet_caml.loading import labeled_loader
 from nnunet_caml.views import TwoViews
@@ -77,6 +83,25 @@ def test_masks_and_previous_stages_are_those_of_the_view(make_trainer):
         assert both[4:].flatten(1).sum(1).tolist() == voxels
         same += torch.equal(both[1:3], both[4:])
     assert 0 < same < 20
+
+
+def test_nnunets_other_augmentation_too():
+    """That of nnUNetTrainerDA5 chooses one of several transforms of intensities, and strings some together."""
+    made = nnUNetTrainerDA5.get_training_transforms(PATCH, (-0.5, 0.5), None, (0, 1, 2), False)
+    made.transforms = [t for t in made.transforms if not isinstance(t, SpatialTransform)]
+    views, differ = TwoViews(made), 0
+    for seed in range(60):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        data = patch()
+        read = data["image"].clone()
+        augmented, clean = views(**data)["image"]
+        torch.testing.assert_close(clean.flatten().sort().values, read.flatten().sort().values)
+        differ += not torch.equal(augmented, clean)
+    assert differ > 30
+    mixed = ComposeTransforms([OneOfTransform([GaussianNoiseTransform(), MirrorTransform((0,))])])
+    with pytest.raises(NotImplementedError, match=r"clean_view .*OneOfTransform .*\(GaussianNoiseTransform, MirrorTransform\)"):
+        TwoViews(mixed)
 
 
 def test_no_augmentation_no_difference(make_trainer):

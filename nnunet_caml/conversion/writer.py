@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +20,7 @@ from nnunet_caml.conversion.errors import ConversionError
 from nnunet_caml.conversion.onecase import FOLDERS, Task, convert_or_explain, remove
 from nnunet_caml.conversion.reading import SUPPORTED, ending_of, read_image
 from nnunet_caml.conversion.summary import Report, Summary
+from nnunet_caml.workers import end_with
 
 try:
     import fcntl
@@ -229,7 +228,7 @@ def _outcomes(tasks: Sequence[Task], processes: int) -> Iterator[tuple[Task, Rep
         yield from ((task, convert_or_explain(task)) for task in tasks)
         return
     # "spawn" everywhere: forking a process that has ITK's threads can hang
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),))
     try:
         futures = {pool.submit(convert_or_explain, task): task for task in tasks}
         for future in as_completed(futures):
@@ -242,19 +241,12 @@ def _outcomes(tasks: Sequence[Task], processes: int) -> Iterator[tuple[Task, Rep
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one tidies up
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """Ends this process when the main one was killed, which otherwise nobody tells it."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with(parent)
 
 
 def _dataset_json(dataset: Dataset, labeled: int, in_place: Mapping[str, Sequence[Path]]) -> dict[str, object]:

@@ -1,0 +1,43 @@
+"""Pools of worker processes that leave nothing behind, however the process that started them ends."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+__all__ = ["end_with", "pool"]
+
+
+def pool(processes: int) -> ProcessPoolExecutor:
+    """A pool whose workers end with this process, and without a word on Ctrl-C.
+
+    Spawned, not forked: torch and ITK have threads, of which a fork may inherit a locked lock.
+    """
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start, initargs=(os.getpid(),))
+
+
+def _start(parent: int) -> None:
+    signal.signal(signal.SIGINT, _leave)
+    end_with(parent)
+
+
+def _leave(*_: Any) -> None:
+    sys.exit(130)  # what is done at the time is tidied up, as after any exception
+
+
+def end_with(parent: int) -> None:
+    """Ends this process within a second after ``parent``, the number of the process that started it.
+
+    A process that is killed tells nobody, and its workers would wait for work for ever.
+    """
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

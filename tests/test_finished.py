@@ -1,0 +1,80 @@
+"""Trained models that are validated or continued: of what is beside V, only training needs anything."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Workspace
+
+from nnunet_caml import checkpoints
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.trainer import nnUNetTrainerCAML
+
+
+@pytest.fixture
+def trained(make_trainer) -> Path:
+    """The final checkpoint of an epoch."""
+    trainer = make_trainer()
+    trainer.num_epochs = 1
+    trainer.run_training()
+    return Path(trainer.output_folder) / "checkpoint_final.pth"
+
+
+def test_a_finished_training_is_only_validated(workspace: Workspace, make_trainer, trained, monkeypatch):
+    """``--c`` does so in nnU-Net, and needs neither unlabelled cases nor the memory of a training step."""
+    trainer = make_trainer(resume=True)
+    trainer.num_epochs = 1
+    trainer.load_checkpoint(str(trained))
+    shutil.rmtree(workspace.raw / "imagesUn")
+    shutil.rmtree(trainer.unlabeled.folder)
+    monkeypatch.setattr("nnunet_caml.trainer.rehearse_on_gpu", lambda _: pytest.fail("a step is tried"))
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    assert (trained.parent / "validation" / "summary.json").is_file()
+    saved = torch.load(trained, weights_only=False)["network_weights"]
+    assert all(torch.equal(saved[k], v) for k, v in before.items())
+    assert checkpoints.companion(trained, 1).is_file()
+
+
+def resumed(make_trainer, checkpoint: Path, **settings: object) -> nnUNetTrainerCAML:
+    trainer = make_trainer(resume=True)
+    for name, value in settings.items():
+        setattr(trainer, name, value)
+    trainer.load_checkpoint(str(checkpoint))
+    return trainer
+
+
+def test_companion_of_another_run_is_not_used(make_trainer, trained):
+    companion = checkpoints.companion(trained, 1)
+    foreign = torch.load(companion, weights_only=True)
+    torch.save({**foreign, "run": [0.0]}, companion)
+    with pytest.raises(ValueError, match=r"checkpoint_final_caml_0001\.pth belongs to another run, so the auxiliary network"):
+        resumed(make_trainer, trained).on_train_start()
+
+
+def test_a_companion_that_does_not_fit_is_no_harm_but_for_training(workspace: Workspace, make_trainer, trained):
+    preprocess(resumed(make_trainer, trained).unlabeled, 1)
+    for settings, reason in (
+        ({"attention": False}, r"PlainConvUNet: Missing key"),
+        ({"embedding_width": 32}, r"size mismatch for"),
+        ({"memory_per_class": 8, "memory_max_rows_per_class": 16}, r"size mismatch for"),
+        ({"share_encoder": True}, r"Error\(s\) in loading state_dict"),
+    ):
+        trainer = resumed(make_trainer, trained, **settings)
+        said = (
+            rf"checkpoint_final_caml_0001\.pth was saved with other settings of the trainer \(.*{reason}.*start again without"
+        )
+        with pytest.raises(ValueError, match=said):
+            trainer.on_train_start()
+    whole = checkpoints.companion(trained, 1).read_bytes()
+    checkpoints.companion(trained, 1).write_bytes(whole[: len(whole) // 2])
+    trainer = resumed(make_trainer, trained)
+    trainer.perform_actual_validation()
+    assert (trained.parent / "validation" / "summary.json").is_file()
+    with pytest.raises(ValueError, match=r"checkpoint_final_caml_0001\.pth cannot be read \(.*cannot be continued"):
+        trainer.on_train_start()
+    checkpoints.companion(trained, 1).unlink()
+    with pytest.raises(ValueError, match=r"checkpoint_final_caml_0001\.pth is missing, so"):
+        resumed(make_trainer, trained).on_train_start()
