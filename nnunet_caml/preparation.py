@@ -12,7 +12,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_caml.checks import cases_without_foreground, check_labeled, check_overlap
 from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, UnlabeledDataError, UnlabeledDataset
+from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
 
 __all__ = ["prepare", "split_few_cases"]
 
@@ -87,6 +87,12 @@ def prepare(
     usable = unlabeled.usable_cases()
     if not usable:
         name = unlabeled.plans_manager.dataset_name
+        if not raw and (others := len(list(unlabeled.folder.glob("*.pkl")))):
+            raise UnlabeledDataError(
+                f"None of the {others} preprocessed cases in {unlabeled.folder} can be used: they were made with other plans, "
+                f"or its hidden folder {STATE_FOLDER} was not copied along. Their raw images, which could be preprocessed "
+                f"again, are not here."
+            )
         raise UnlabeledDataError(
             f"There are no unlabelled cases for {name}. Put images into "
             f"{unlabeled.raw_folder or '$nnUNet_raw/' + name}/{RAW_FOLDER}, named like those in imagesTr, or list them "

@@ -1,4 +1,4 @@
-"""Trained models that are validated or continued: of what is beside V, only training needs anything."""
+"""Trained models that are validated or continued, and data of which a part is gone."""
 
 import shutil
 from pathlib import Path
@@ -10,6 +10,7 @@ from conftest import Workspace
 from nnunet_caml import checkpoints
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.trainer import nnUNetTrainerCAML
+from nnunet_caml.unlabeled import STATE_FOLDER, UnlabeledDataError
 
 
 @pytest.fixture
@@ -36,6 +37,20 @@ def test_a_finished_training_is_only_validated(workspace: Workspace, make_traine
     saved = torch.load(trained, weights_only=False)["network_weights"]
     assert all(torch.equal(saved[k], v) for k, v in before.items())
     assert checkpoints.companion(trained, 1).is_file()
+
+
+def test_preprocessed_cases_that_nothing_is_known_of(workspace: Workspace, make_trainer):
+    """As where a folder was copied without what is hidden in it, to a machine that has no raw data."""
+    trainer = make_trainer()
+    trainer.initialize()
+    preprocess(trainer.unlabeled, 1)
+    shutil.rmtree(workspace.raw)
+    trainer.prepare_unlabeled()
+    shutil.rmtree(trainer.unlabeled.folder / STATE_FOLDER)
+    with pytest.raises(
+        UnlabeledDataError, match=r"None of the 5 preprocessed cases in .*_unlabeled can be used: .*\.state was not"
+    ):
+        trainer.prepare_unlabeled()
 
 
 def resumed(make_trainer, checkpoint: Path, **settings: object) -> nnUNetTrainerCAML:
