@@ -295,6 +295,8 @@ def finished_cases(
             return work()
         except UnlabeledDataError as error:
             return error
+        except SystemExit:  # Ctrl-C, of which a worker has heard first
+            raise KeyboardInterrupt from None
 
     if processes == 1:  # here and now: a worker takes longer to start than many a case
         for case, files in cases:

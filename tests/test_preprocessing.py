@@ -42,11 +42,13 @@ class OneThread(ThreadPoolExecutor):
 class DeadWorker(OneThread):
     """A pool whose worker for un_2 has been killed."""
 
+    problem: BaseException = BrokenProcessPool()
+
     def submit(self, /, *call) -> Future:
         if call[2] != "un_2":
             return super().submit(*call)
         dead: Future = Future()
-        dead.set_exception(BrokenProcessPool())
+        dead.set_exception(self.problem)
         return dead
 
 
@@ -59,6 +61,18 @@ def test_broken_cases_are_named_by_several_processes_too(workspace: Workspace, m
     with pytest.raises(UnlabeledDataError, match=sentence):
         preprocess(dataset(workspace), 2)
     assert dataset(workspace).done_cases() == ["un_0", "un_1", "un_2", "un_4"]
+
+
+class InterruptedWorker(DeadWorker):
+    """A pool whose worker for un_2 has heard of Ctrl-C."""
+
+    problem = SystemExit(130)
+
+
+def test_an_interrupted_worker_interrupts_the_whole(workspace: Workspace, monkeypatch):
+    monkeypatch.setattr(preprocessing, "pool", InterruptedWorker)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(dataset(workspace), 2)
 
 
 def test_a_worker_that_died_is_said_with_the_way_out(workspace: Workspace, monkeypatch):
@@ -144,10 +158,10 @@ def test_workers_end_with_the_process_that_started_them(workspace: Workspace):
         children = [path.parent for path in Path("/proc").glob("[0-9]*/stat") if parent_of(path) == main.pid]
         workers = [path for path in children if b"spawn_main" in (path / "cmdline").read_bytes()]
         assert len(workers) == 2
+        main.send_signal(number)
         if number == signal.SIGINT:
             for worker in workers:
                 os.kill(int(worker.name), number)
-        main.send_signal(number)
         said, _ = main.communicate()
         if number == signal.SIGINT:
             assert main.returncode == 130

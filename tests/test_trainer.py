@@ -122,7 +122,7 @@ def test_a_finished_run_without_its_companion_gets_no_untrained_one(make_trainer
     assert not checkpoints.companions(folder / "checkpoint_final.pth")
     longer = make_trainer(resume=True)
     longer.load_checkpoint(str(folder / "checkpoint_final.pth"))
-    with pytest.raises(FileNotFoundError, match=r"checkpoint_final_caml_0001\.pth is missing"):
+    with pytest.raises(ValueError, match=r"checkpoint_final_caml_0001\.pth is missing"):
         longer.on_train_start()
 
 
