@@ -154,13 +154,12 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         Raises:
             UnlabeledDataError: With a sentence per problem.
         """
-
-        def work() -> list[str]:
-            return prepare(self.unlabeled, self.preprocessed_dataset_folder, self.do_split(), self.print_to_log_file)
-
+        folder, say = self.preprocessed_dataset_folder, self.print_to_log_file
         try:
             # the same for all ranks, whatever another run does to the folder meanwhile
-            self._unlabeled_names = distributed.on_first_rank(work, self.local_rank, self.is_ddp)
+            self._unlabeled_names = distributed.on_first_rank(
+                lambda: prepare(self.unlabeled, folder, self.do_split(), say), self.local_rank, self.is_ddp
+            )
         except Exception as problem:
             self.print_to_log_file(f"ERROR: {problem}", also_print_to_console=False)
             raise
@@ -392,9 +391,8 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         """Restores V by nnU-Net and all else from the companion file, if it is there."""
         super().load_checkpoint(filename_or_checkpoint)
         progress.add_keys(self.logger)
-        path = Path(filename_or_checkpoint)
         try:
-            state = checkpoints.load_companion(path, self.logger, self.device)
+            state = checkpoints.load_companion(path := Path(filename_or_checkpoint), self.logger, self.device)
             if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
                 self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
             self._rng_to_restore = state["rng"]

@@ -1,6 +1,7 @@
 """Preprocessing of unlabelled cases where others are at work beside it, or where nothing can be written."""
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -81,6 +82,24 @@ def test_a_worker_that_died_is_said_with_the_way_out(workspace: Workspace, monke
         RuntimeError, match=r"worker process died .* 2 processes\. .*run `nnunet-caml preprocess` .* smaller -np"
     ):
         preprocess(dataset(workspace), 2)
+
+
+@pytest.mark.parametrize(
+    ("case", "images", "sentence"),
+    [
+        ("", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '', which cannot name a file"),
+        ("../out", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '\.\./out', which cannot name a file"),
+        ("a/b", ["imagesTs/ts_0_0000.nii.gz"], r"names a case 'a/b', which cannot name a file"),
+        ("un_0_seg", ["imagesTs/ts_0_0000.nii.gz"], r"case un_0_seg ends in _seg, as nnU-Net's"),
+        ("far", [1], r"gives for case far \{'images': \[1\]\}; expected .* path of a file for each of the 1 channel"),
+    ],
+)
+def test_entries_that_no_file_could_have(workspace: Workspace, case: str, images: list, sentence: str):
+    file = workspace.raw / "dataset.json"
+    entry = {case: {"images": images}}
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}), encoding="utf-8")
+    with pytest.raises(UnlabeledDataError, match=sentence):
+        preprocess(dataset(workspace), 1)
 
 
 @pytest.mark.parametrize(("reader", "key"), [("SimpleITKIO", "direction"), ("NibabelIO", "original_affine")])

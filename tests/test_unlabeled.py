@@ -236,24 +236,6 @@ def test_a_case_in_both_places(workspace: Workspace):
         dataset(workspace).raw_cases()
 
 
-@pytest.mark.parametrize(
-    ("case", "images", "sentence"),
-    [
-        ("", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '', which cannot name a file"),
-        ("../out", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '\.\./out', which cannot name a file"),
-        ("a/b", ["imagesTs/ts_0_0000.nii.gz"], r"names a case 'a/b', which cannot name a file"),
-        ("un_0_seg", ["imagesTs/ts_0_0000.nii.gz"], r"case un_0_seg ends in _seg, as nnU-Net's"),
-        ("far", [1], r"gives for case far \{'images': \[1\]\}; expected .* path of a file for each of the 1 channel"),
-    ],
-)
-def test_entries_that_no_file_could_have(workspace: Workspace, case: str, images: list, sentence: str):
-    file = workspace.raw / "dataset.json"
-    entry = {case: {"images": images}}
-    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}), encoding="utf-8")
-    with pytest.raises(UnlabeledDataError, match=sentence):
-        preprocess(dataset(workspace), 1)
-
-
 def test_cases_taken_out_of_the_raw_data_are_not_used(workspace: Workspace):
     preprocess(dataset(workspace), 1)
     (workspace.raw / "imagesUn/un_2_0000.nii.gz").unlink()
