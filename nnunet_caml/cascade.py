@@ -1,15 +1,16 @@
 """Cascades: the first stage's predictions of unlabelled cases.
 
 nnU-Net predicts a labelled case for the next stage when a fold validates it. Unlabelled cases are validated by no fold, so
-the folds share them: of ``n`` folds, fold ``i`` predicts every ``n``-th case, from the ``i``-th on; fold ``all`` predicts
-all. They are made by nnU-Net's functions and lie where those of the labelled cases do, in ``predicted_next_stage/`` of
-the trainer's model folder; the second stage loads both alike.
+the folds share them by a number made of a case's name, so that a case stays with its fold when others are added; fold
+``all`` predicts all. They are made by nnU-Net's functions and lie where those of the labelled cases do, in
+``predicted_next_stage/`` of the trainer's model folder; the second stage loads both alike.
 """
 
 import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -49,7 +50,7 @@ def fold_share(cases: Sequence[str], fold: Any, splits_file: Path) -> list[str]:
     if fold == "all" or not splits_file.is_file():
         return ordered
     folds = len(json.loads(splits_file.read_text(encoding="utf-8")))
-    return ordered[int(fold) % folds :: folds]
+    return [case for case in ordered if int(sha256(case.encode()).hexdigest()[:16], 16) % folds == int(fold) % folds]
 
 
 def predict_for_next_stage(trainer: Any) -> None:

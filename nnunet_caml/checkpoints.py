@@ -145,6 +145,7 @@ def get_rng_state() -> dict:
         ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
 
@@ -157,3 +158,6 @@ def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if torch.backends.mps.is_available():
+        for numbers in state.get("mps", []):  # which older files lack
+            torch.mps.set_rng_state(numbers.cpu())

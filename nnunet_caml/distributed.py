@@ -57,14 +57,17 @@ def broadcast_state(modules: Sequence[nn.Module]) -> None:
 def average_gradients(modules: Sequence[nn.Module]) -> None:
     """Mean of the ranks' gradients, for modules that run outside of any ``DistributedDataParallel``.
 
-    A parameter without a gradient on one rank counts as zero there.
+    A parameter without a gradient on one rank counts as zero there. One that has none on any rank stays without, so that
+    optimisers leave it alone, weight decay included, as they do in a single process.
     """
-    for module in modules:
-        for p in module.parameters():
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-            dist.all_reduce(p.grad)
-            p.grad /= dist.get_world_size()
+    parameters = [p for module in modules for p in module.parameters()]
+    anywhere = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+    for p in (p for p, has in zip(parameters, anywhere.tolist(), strict=True) if has):
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        dist.all_reduce(p.grad)
+        p.grad /= dist.get_world_size()
 
 
 def gather_outputs(outputs: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -15,12 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nnunet_caml.attention import AttentionLayer
 from nnunet_caml.networks import checkpoint_activations
 
-__all__ = ["WAYS_OUT", "LowerBound", "available_bytes", "describe", "lower_bound"]
-
-WAYS_OUT = (
-    "Ways out, best first: a subclass with activation_checkpointing = True; -tr nnUNetTrainerCAML_sharedEncoder; plans with a "
-    "smaller batch or patch (nnUNetv2_plan_experiment -gpu_memory_target)."
-)
+__all__ = ["LowerBound", "advice", "available_bytes", "describe", "lower_bound", "ways_out"]
 
 
 class LowerBound(NamedTuple):
@@ -94,7 +89,7 @@ def lower_bound(trainer: Any) -> LowerBound:
 def advice(trainer: Any) -> str:
     """A line for the log of a training that is about to start: what a step needs at least, and what the device has."""
     try:
-        return describe(lower_bound(trainer), available_bytes(trainer.device))
+        return describe(lower_bound(trainer), available_bytes(trainer.device), ways_out(trainer))
     except Exception as problem:  # a subclass's network that fake tensors cannot run trains all the same
         return f"The memory that a step needs is not known: {type(problem).__name__}: {problem}"
 
@@ -108,12 +103,25 @@ def available_bytes(device: torch.device) -> int | None:
     return None
 
 
-def describe(needed: LowerBound, available: int | None) -> str:
+def ways_out(trainer: Any) -> str:
+    """A sentence: what makes a step need less memory, but for what this trainer does already."""
+    ways = {
+        "a subclass with activation_checkpointing = True": not trainer.activation_checkpointing,
+        "unlabeled_per_labeled = 1": trainer.unlabeled_per_labeled > 1,
+        # whose A has no view of its own
+        "-tr nnUNetTrainerCAML_sharedEncoder": not (trainer.share_encoder or trainer.clean_view),
+        "plans with a smaller batch or patch (nnUNetv2_plan_experiment -gpu_memory_target)": True,
+    }
+    return f"Ways out, best first: {'; '.join(way for way, is_left in ways.items() if is_left)}."
+
+
+def describe(needed: LowerBound, available: int | None, way_out: str) -> str:
     """A line for the log; a warning with the ways out if a step cannot fit.
 
     Args:
         needed: From :func:`lower_bound`.
         available: From :func:`available_bytes`.
+        way_out: From :func:`ways_out`.
     """
     total = sum(needed)
     text = f"A training step of both networks needs at least {total / 2**30:.1f} GiB"
@@ -122,4 +130,4 @@ def describe(needed: LowerBound, available: int | None) -> str:
     text = f"{text}, and this device has {available / 2**30:.1f} GiB"
     if total <= available:
         return f"{text}."
-    return f"WARNING: {text}: it will most likely run out of memory. {WAYS_OUT}"
+    return f"WARNING: {text}: it will most likely run out of memory. {way_out}"

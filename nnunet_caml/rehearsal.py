@@ -13,12 +13,14 @@ from torch import Tensor, autocast
 from torch.optim import Optimizer
 
 from nnunet_caml.checkpoints import get_rng_state, set_rng_state
-from nnunet_caml.footprint import WAYS_OUT
+from nnunet_caml.footprint import ways_out
 from nnunet_caml.networks import unwrap
 
 __all__ = ["future_state", "rehearse", "rehearse_on_gpu"]
 
-#: what cuDNN and cuBLAS say, beside torch's own error, where memory is nearly full
+#: what torch's own error says, and CUDA's, which compilers wrap in errors of theirs
+FULL = "out of memory"
+#: what cuDNN and cuBLAS say where memory is nearly full
 OTHER_WORDS = ("unable to find an engine", "ALLOC_FAILED")
 
 
@@ -54,13 +56,13 @@ def rehearse(trainer: Any) -> None:
         step(trainer, images, target, list(batch["keys"]))
         del kept
     except RuntimeError as problem:
-        sure = isinstance(problem, torch.cuda.OutOfMemoryError)
+        sure = FULL in str(problem)
         if not sure and not any(words in str(problem) for words in OTHER_WORDS):
             raise
         raise RuntimeError(
             f"{device} {'has' if sure else 'most likely has'} too little memory for a step of both networks on {labeled} "
             f"labelled and {unlabeled} unlabelled patches, which come in later in the training, so it is not begun. "
-            f"{WAYS_OUT} ({problem})"
+            f"{ways_out(trainer)} ({problem})"
         ) from None
     finally:
         for optimizer in optimizers:

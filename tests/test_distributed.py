@@ -64,7 +64,7 @@ def test_two_ranks(workspace: Workspace, tmp_path: Path, configuration: str, tra
     assert sum("preprocessed now" in output for output in outputs) == 1, "one rank prepares the data"
     if configuration == "3d_lowres":  # the first stage of a cascade: the ranks share the unlabelled cases of the fold
         predicted = model / "predicted_next_stage" / "3d_cascade_fullres"
-        assert sorted(f.stem for f in predicted.glob("un_*.b2nd")) == ["un_0", "un_4"]
+        assert sorted(f.stem for f in predicted.glob("un_*.b2nd")) == ["un_0", "un_2"]
         assert all("2 unlabelled cases are predicted" in output for output in outputs), "the ranks go by one list"
 
 
@@ -75,7 +75,8 @@ def one_rank(rank: int, folder: Path) -> None:
     module.weight.grad = torch.tensor([[[1.0, 2.0]], [[4.0, 8.0]]][rank])
     if rank == 0:
         module.bias.grad = torch.tensor([6.0])
-    average_gradients([module])
+    without = nn.Linear(2, 1)
+    average_gradients([module, without])
     told = on_first_rank(lambda: f"by {rank}", rank, True)
 
     def fail() -> None:
@@ -86,12 +87,16 @@ def one_rank(rank: int, folder: Path) -> None:
         problem = "none"
     except Exception as error:
         problem = repr(error)
-    torch.save([module.weight.grad.tolist(), module.bias.grad.tolist(), told, problem], folder / f"{rank}.pt")
+    gradients = [module.weight.grad.tolist(), module.bias.grad.tolist(), [p.grad for p in without.parameters()]]
+    torch.save([*gradients, told, problem], folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_what_ranks_agree_on(tmp_path: Path):
-    """Gradients are averaged, also where a rank has none; the first rank's word counts, and its failure is everyone's."""
+    """Gradients are averaged, also where one rank has none, and not made up where all have none.
+
+    The first rank's word counts, and its failure is everyone's.
+    """
     ranks = [forked.context.Process(target=one_rank, args=(rank, tmp_path)) for rank in range(2)]
     for rank in ranks:
         rank.start()
@@ -99,6 +104,6 @@ def test_what_ranks_agree_on(tmp_path: Path):
         rank.join(60)
         rank.kill()
     ends = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert [end[:3] for end in ends] == [[[[2.5, 5.0]], [3.0], "by 0"]] * 2
-    assert ends[0][3] == "OSError('disk of 0 is full')"
-    assert ends[1][3] == "RuntimeError('Rank 0 stopped: OSError: disk of 0 is full')"
+    assert [end[:4] for end in ends] == [[[[2.5, 5.0]], [3.0], [None, None], "by 0"]] * 2
+    assert ends[0][4] == "OSError('disk of 0 is full')"
+    assert ends[1][4] == "RuntimeError('Rank 0 stopped: OSError: disk of 0 is full')"

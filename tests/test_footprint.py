@@ -66,12 +66,26 @@ def test_more_unlabelled_patches_are_counted(make_trainer: Any):
 
 def test_warning_names_need_device_and_ways_out():
     needed = footprint.LowerBound(GIB, 30 * GIB)
-    assert footprint.describe(needed, None).endswith("needs at least 31.0 GiB.")
-    assert footprint.describe(needed, 32 * GIB).endswith("at least 31.0 GiB, and this device has 32.0 GiB.")
-    warning = footprint.describe(needed, 24 * GIB)
+    assert footprint.describe(needed, None, "").endswith("needs at least 31.0 GiB.")
+    assert footprint.describe(needed, 32 * GIB, "").endswith("at least 31.0 GiB, and this device has 32.0 GiB.")
+    warning = footprint.describe(needed, 24 * GIB, "This is how.")
     assert warning.startswith("WARNING")
     assert "at least 31.0 GiB, and this device has 24.0 GiB" in warning
-    assert "activation_checkpointing = True" in warning
+    assert warning.endswith("This is how.")
+
+
+def test_ways_out_are_not_what_the_trainer_does_already(make_trainer: Any):
+    trainer = make_trainer()
+    ways = footprint.ways_out(trainer)
+    assert ways.index("activation_checkpointing = True") < ways.index("sharedEncoder") < ways.index("-gpu_memory_target")
+    assert "unlabeled_per_labeled" not in ways
+    trainer.activation_checkpointing, trainer.share_encoder, trainer.unlabeled_per_labeled = True, True, 2
+    ways = footprint.ways_out(trainer)
+    assert "activation_checkpointing" not in ways
+    assert "sharedEncoder" not in ways
+    assert "unlabeled_per_labeled = 1; plans" in ways
+    trainer.share_encoder, trainer.clean_view = False, True
+    assert "sharedEncoder" not in footprint.ways_out(trainer), "that variant has one view for both"
 
 
 def test_training_warns_and_goes_on(make_trainer: Any, monkeypatch: pytest.MonkeyPatch):

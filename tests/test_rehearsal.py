@@ -94,6 +94,10 @@ def test_too_little_memory_is_said_before_the_training(make_trainer, monkeypatch
     said = r" has too little memory .*2 labelled and 2 unlabelled patches.*activation_checkpointing.*"
     with pytest.raises(RuntimeError, match=f"^cpu{said}Tried to allocate"):
         rehearse(trainer)
+    for wrapped in ("backend='inductor' raised: OutOfMemoryError: CUDA out of memory", "CUDA error: out of memory"):
+        trainer.caml.auxiliary = Full(RuntimeError(wrapped))
+        with pytest.raises(RuntimeError, match=rf"^cpu has too little memory .*{wrapped}"):
+            rehearse(trainer)
     trainer.caml.auxiliary = Full(RuntimeError("FIND was unable to find an engine to execute this computation"))
     with pytest.raises(RuntimeError, match=f"^cpu most likely{said}FIND was"):
         rehearse(trainer)
