@@ -9,6 +9,7 @@ more.
 """
 
 import json
+import re
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main
+from nnunet_caml.conversion.cases import with_gaps
 from nnunet_caml.conversion.writer import UNLABELED_KEY
 
 REPLACED = ("name", "channel_names", "labels", "numTraining", "file_ending", "dataset", "licence", "reference", UNLABELED_KEY)
@@ -71,7 +73,7 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
         if not (source / "imagesTr").is_dir():
             raise ConversionError(f"{source} has no folder imagesTr: SOURCE should be a folder DatasetXXX_Name.")
         found = dict(channel_files(source / "imagesTr", ending))
-        labels = {path.name[: -len(ending)] for path in (source / "labelsTr").glob(f"[!.]*{ending}")}
+        labels = {name[: -len(ending)] for name in names_in(source / "labelsTr") if name.endswith(ending)}
         elsewhere = dict(channel_files(source / "imagesUn", ending)).keys() | {identifier for identifier, *_ in listed}
         for identifier in sorted(found.keys() | (labels - elsewhere)):
             # a label whose image is lost is a broken case, not none
@@ -104,20 +106,31 @@ def entries(source: Path, content: dict[str, Any], key: str) -> Iterable[tuple[s
 
 def patients_of(source: Path) -> dict[str, str]:
     """Patients by case, where the converter that made the data set has written them down: they are not divided here, either."""
+    path = source / "split.json"
     try:
-        content = json.loads((source / "split.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         return {str(case): str(patient) for case, patient in content.get("patients", {}).items()}
-    except (OSError, ValueError, AttributeError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConversionError(
+            f"{path} cannot be read, and patients with several cases might be divided: restore it, or take it away if every "
+            "case is a patient's only one."
+        ) from error
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of the files in a folder but hidden ones, sorted; none if there is no such folder."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
 def channel_files(folder: Path, ending: str) -> Iterable[tuple[str, list[Path]]]:
-    """Every identifier in the folder with its files; none if there is no such folder."""
+    """Every identifier in the folder with its files by channel, :func:`with_gaps`; none if there is no such folder."""
     files = defaultdict(list)
-    for path in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
-        if not path.name.startswith("."):
-            files[path.name[: -len(ending) - len("_0000")]].append(path)
-    return files.items()
+    for name in names_in(folder):
+        if match := re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", name):
+            files[match[1]].append((folder / name, int(match[2])))
+    return [(identifier, with_gaps(numbered)) for identifier, numbered in files.items()]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ The labels' headers are not trusted: which way a label lies is found by comparin
 """
 
 import itertools
-import os
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections import defaultdict
@@ -33,6 +32,7 @@ from nnunet_caml.conversion import (
     main,
     read_image,
 )
+from nnunet_caml.conversion.searching import walk
 
 LABELED_HELP = (
     "how many cases keep their label, in the order of the training list (default: 12, about 20 %%; the literature has "
@@ -259,7 +259,7 @@ def case_numbers(folder: Path | None) -> Iterator[tuple[int, bool]]:
 def patient_folders(source: Path) -> dict[int, list[Path]]:
     """Folders called PANCREAS_0001 and so on, by number, at any depth."""
     found = defaultdict(list)
-    for parent, folders, _ in os.walk(source, followlinks=True):
+    for parent, folders, _ in walk(source):
         for name in sorted(folders):
             if re.fullmatch(r"PANCREAS_\d{4}", name):
                 found[int(name[-4:])].append(Path(parent, name))

@@ -20,12 +20,11 @@ from io import StringIO
 from pathlib import Path
 from uuid import uuid4
 
-import nibabel
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
-from nnunet_caml.conversion.integrity import damage
+from nnunet_caml.conversion.integrity import damage, finite_in_file
 from nnunet_caml.unlabeled import (
     STATE_FOLDER,
     CaseState,
@@ -106,14 +105,6 @@ def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) ->
             )
     if not any(data.any() for data, _ in single):
         raise UnlabeledDataError(f"Unlabelled case {case} ({files[0]}) is zero everywhere. {way_out}")
-
-
-def finite_in_file(file: Path) -> bool:
-    """Whether a NIfTI file has finite voxels only; ITK reads others as 0, so its images do not tell."""
-    if not file.name.endswith((".nii", ".nii.gz")):
-        return True
-    image = nibabel.load(file)
-    return image.get_data_dtype().kind != "f" or bool(np.isfinite(np.asanyarray(image.dataobj)).all())  # type: ignore[attr-defined]
 
 
 def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> bool:

@@ -22,7 +22,6 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
@@ -40,6 +39,22 @@ class UnlabeledDataError(ValueError):
 def number_of_channels(dataset_json: Mapping[str, Any]) -> int:
     """Channels that ``dataset.json`` promises for every case."""
     return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
+
+
+def read_dataset_json(file: Path) -> dict:
+    """``dataset.json`` of a raw data set, which users write and edit by hand.
+
+    Raises:
+        UnlabeledDataError: It is no JSON, or lacks what says how images are named.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise UnlabeledDataError(f"{file} is no valid JSON ({error}). Correct it.") from None
+    for keys in (("file_ending",), ("channel_names", "modality")):
+        if not isinstance(content, dict) or not any(key in content for key in keys):
+            raise UnlabeledDataError(f'{file} lacks the entry "{keys[0]}", which nnU-Net wants there. Add it.')
+    return content
 
 
 def list_folder(folder: Path, file_ending: str, channels: int) -> dict[str, list[Path]]:
@@ -95,7 +110,7 @@ def list_entry(entry: Any, folder: Path, channels: int) -> dict[str, list[Path]]
         raise UnlabeledDataError(f'{where} must be {{case: {{"images": [...]}}}}, got {type(entry).__name__}.')
     cases = {}
     for case, value in entry.items():
-        if not re.fullmatch(r"[^/\\.][^/\\]*", case):
+        if not re.fullmatch(r"[^/\\.][^/\\]*", case) or not case.isprintable():
             raise UnlabeledDataError(f"{where} names a case {case!r}, which cannot name a file. Rename it.")
         images = value.get("images") if isinstance(value, dict) else None
         if not isinstance(images, list) or not 1 <= len(images) <= channels or not all(isinstance(i, str) for i in images):
@@ -157,7 +172,7 @@ class UnlabeledDataset:
         if self.raw_folder is None or not self.raw_folder.is_dir():
             return {}
         json_file = self.raw_folder / "dataset.json"
-        dataset_json = load_json(str(json_file)) if json_file.is_file() else self.dataset_json
+        dataset_json = read_dataset_json(json_file) if json_file.is_file() else self.dataset_json
         channels = number_of_channels(dataset_json)
         cases = list_entry(dataset_json.get(DATASET_KEY, {}), self.raw_folder, channels)
         images = self.raw_folder / RAW_FOLDER
@@ -171,7 +186,8 @@ class UnlabeledDataset:
             # nnU-Net's preprocessed cases: CASE.b2nd and CASE_seg.b2nd, so CASE_seg would overwrite a part of CASE
             if case.endswith("_seg"):
                 raise UnlabeledDataError(
-                    f"Unlabelled case {case} ends in _seg, as nnU-Net's own files of labels do. Rename it."
+                    f"Unlabelled case {case} ends in _seg, as nnU-Net's own files of labels do. Rename it, or "
+                    f"take it away if it is a label."
                 )
         return dict(sorted((cases | in_folder).items()))
 

@@ -124,7 +124,7 @@ def test_missing_files_of_a_task(tmp_path, raw, capsys):
     complaint = sentence(
         capsys, "decathlon.py", source, "--dataset-id", 7, "--labeled", 6, "--unlabeled-from", source / "imagesTr"
     )
-    assert "Two cases are called organ_000" in complaint
+    assert "is named twice" in complaint
     (source / "imagesTr" / "organ_003.nii.gz").unlink()
     complaint = sentence(capsys, "decathlon.py", source, "--dataset-id", 7, "--labeled", 6)
     assert "organ_003.nii.gz does not exist" in complaint

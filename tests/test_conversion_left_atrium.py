@@ -190,7 +190,7 @@ def broken_left_atrium(kind: str, source: Path) -> None:
         ("infinite", ["lgemri.nrrd has voxels that are NaN or infinite"]),
         ("too many channels", ["lgemri.nrrd", "2 channels", "has 1 (MRI)"]),
         ("twice in list", ["train.list names", "more than once"]),
-        ("in both lists", ["Two cases are called"]),
+        ("in both lists", ["is named twice, perhaps as a test case as well"]),
         ("no list", ["train.list does not exist", "--lists"]),
         ("empty list", ["test.list names no case"]),
     ],

@@ -117,7 +117,8 @@ def test_one_odd_file_does_not_rename_the_others(tmp_path):
     (tmp_path / "stray.nii.gz").rename(tmp_path / "b_0001.nii.gz")
     (tmp_path / "a_0001.nii.gz").write_bytes(b"")
     (tmp_path / "c_0001.nii.gz").write_bytes(b"")  # its other channel is missing
-    assert {case.identifier: len(case.images) for case in find_images(tmp_path, 2)} == {"a": 2, "b": 2, "c": 1}
+    found = {case.identifier: [path.name for path in case.images] for case in find_images(tmp_path, 2)}
+    assert found == {case: [f"{case}_{channel:04d}.nii.gz" for channel in range(2)] for case in "abc"}
 
 
 def test_names_that_look_like_channels(tmp_path):

@@ -29,7 +29,6 @@ from conversion_sources import decathlon, left_atrium, raw_data_set
 
 from nnunet_caml.conversion import Case, ConversionError, Dataset, convert, draw_split
 from nnunet_caml.conversion.reading import check_same_grid
-from nnunet_caml.conversion.writer import _alone
 
 
 def test_same_command_gives_the_same_bytes(tmp_path, raw):
@@ -125,17 +124,6 @@ def test_links_into_the_data_set_that_gets_replaced_are_refused(tmp_path, raw, c
     assert "leave out --link" in sentence(capsys, "hide_labels.py", *arguments, "--link")
     assert files_of(raw) == before
     run("hide_labels.py", *arguments)  # copies are no danger
-
-
-def test_two_runs_for_one_data_set(tmp_path, raw, capsys):
-    source = left_atrium(tmp_path / "source")
-    partial = raw / ".Dataset007_LeftAtrium.partial"
-    raw.mkdir()
-    with _alone(partial, raw / "Dataset007_LeftAtrium"):
-        (partial / "dataset.json").touch()
-        assert "written by another run" in sentence(capsys, "left_atrium.py", source, "--dataset-id", 7, "--labeled", 2)
-        assert (partial / "dataset.json").exists()
-    run("left_atrium.py", source, "--dataset-id", 7, "--labeled", 2)
 
 
 def test_a_link_to_a_data_set_can_be_replaced_again_and_again(tmp_path, raw):

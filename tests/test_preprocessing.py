@@ -90,6 +90,7 @@ def test_a_worker_that_died_is_said_with_the_way_out(workspace: Workspace, monke
         ("", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '', which cannot name a file"),
         ("../out", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '\.\./out', which cannot name a file"),
         ("a/b", ["imagesTs/ts_0_0000.nii.gz"], r"names a case 'a/b', which cannot name a file"),
+        ("a\nb", ["imagesTs/ts_0_0000.nii.gz"], r"names a case 'a\\nb', which cannot name a file"),
         ("un_0_seg", ["imagesTs/ts_0_0000.nii.gz"], r"case un_0_seg ends in _seg, as nnU-Net's"),
         ("far", [1], r"gives for case far \{'images': \[1\]\}; expected .* path of a file for each of the 1 channel"),
     ],
@@ -98,6 +99,23 @@ def test_entries_that_no_file_could_have(workspace: Workspace, case: str, images
     file = workspace.raw / "dataset.json"
     entry = {case: {"images": images}}
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}), encoding="utf-8")
+    with pytest.raises(UnlabeledDataError, match=sentence):
+        preprocess(dataset(workspace), 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", r"dataset\.json is no valid JSON \(Expecting value"),
+        (b'{"unlabeled": {"a" 1}}', r"dataset\.json is no valid JSON \(Expecting ':' delimiter"),
+        ('{"name": "Hüfte"}'.encode("latin-1"), r"dataset\.json is no valid JSON \(.*can't decode"),
+        (b"[]", r'dataset\.json lacks the entry "file_ending"'),
+        (b'{"channel_names": {"0": "CT"}}', r'dataset\.json lacks the entry "file_ending"'),
+        (b'{"file_ending": ".nii.gz"}', r'dataset\.json lacks the entry "channel_names"'),
+    ],
+)
+def test_description_that_was_edited_by_hand(workspace: Workspace, content: bytes, sentence: str):
+    (workspace.raw / "dataset.json").write_bytes(content)
     with pytest.raises(UnlabeledDataError, match=sentence):
         preprocess(dataset(workspace), 1)
 

@@ -7,7 +7,7 @@ is a label::
     from nnunet_caml.conversion import Case, Dataset, main
 
     def find(source, options):
-        for folder in sorted(source.iterdir()):
+        for folder in sorted(path for path in source.iterdir() if path.is_dir()):
             label = folder / "organ.nrrd"
             yield Case(folder.name, [folder / "ct.nrrd"], label if label.exists() else None)
 

@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -209,10 +210,24 @@ def check_identifiers(cases: Sequence[Case], listed: Sequence[str], candidates: 
                 f"{case.identifier!r} cannot name a case ({case.images[0]}): rename it without spaces and slashes, "
                 "and with no dot at the start."
             )
+        if case.identifier.endswith("_seg"):
+            raise ConversionError(
+                f"{case.images[0]}: nnU-Net's own files of labels end in _seg, so no case may. Take it away if it is a label, "
+                "rename it if not."
+            )
+        for path in (*case.images, *([case.label] if case.label else [])):
+            try:
+                str(path).encode("utf-8")
+            except UnicodeEncodeError:
+                raise ConversionError(
+                    f"{str(path)!r} has letters that are not UTF-8, which ITK cannot open: rename the file or folder."
+                ) from None
     files = defaultdict(list)
     for case in cases:
         files[case.identifier].append(str(case.images[0]))
     for identifier, paths in files.items():
+        if len(paths) > 1 and len(set(paths)) == 1:
+            raise ConversionError(f"{identifier} ({paths[0]}) is named twice, perhaps as a test case as well: name it once.")
         if len(paths) > 1:
             raise ConversionError(f"Two cases are called {identifier}, {paths[0]} and {paths[1]}: rename one or take it away.")
     for identifier in listed:
@@ -254,7 +269,11 @@ def find_images(folder: Path, channels: int = 1) -> Iterable[Case]:
     """
     if not folder.is_dir():
         raise ConversionError(f"{folder} is no folder: it should hold image files such as CASE_0000.nii.gz.")
-    files = [path for path in sorted(folder.iterdir()) if ending_of(path) and not path.name.startswith(".")]
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = [path for path in visible if ending_of(path)]
+    for below in (path for path in visible if path.is_dir() and path not in files):
+        if any(ending_of(path) for path in below.iterdir()):
+            print(f"{below} holds images as well, which are not taken: only those in {folder} itself are.", file=sys.stderr)
     if not files:
         raise ConversionError(f"{folder} holds no image: files such as CASE_0000.nii.gz are expected there.")
     groups: dict[str, list[Path]] = defaultdict(list)
@@ -274,7 +293,21 @@ def find_images(folder: Path, channels: int = 1) -> Iterable[Case]:
                 f"{folder / paths[0].name} is not named like the other images there, such as {complete[0]}_0000: rename it or "
                 "take it away."
             )
-    return [Case(name, paths) for name, paths in groups.items()]  # that channels are missing is said of the case
+    # that channels are missing is said of the case
+    return [Case(name, with_gaps([(path, int(_stem(path)[-4:])) for path in paths])) for name, paths in groups.items()]
+
+
+def with_gaps(numbered: Sequence[tuple[Path, int]]) -> list[Path]:
+    """Files of a case by channel; also of channels that are missing below the last one, so that none takes another's number.
+
+    Args:
+        numbered: Files with the numbers of their channels, ascending.
+    """
+    found = {number: path for path, number in numbered}
+    first, number = numbered[0]
+    ending = ending_of(first) or first.suffix
+    stem = first.name[: -len(f"{number:04d}{ending}")]
+    return [found.get(channel, first.with_name(f"{stem}{channel:04d}{ending}")) for channel in range(max(found) + 1)]
 
 
 def _stem(path: Path) -> str:

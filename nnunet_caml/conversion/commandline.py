@@ -19,7 +19,7 @@ UNRECORDED = {"--overwrite": 0, "--preview": 0, "-np": 1}  # options and their v
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
     return int(text)
 
@@ -94,6 +94,10 @@ def main(
         print(_convert(find, dataset, options, find_unlabeled))
     except ConversionError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # a folder without rights, on either side
+        what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        print(f"{Path(sys.argv[0]).name}: {what}.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted, nothing was written.", file=sys.stderr)

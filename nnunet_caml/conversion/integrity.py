@@ -44,6 +44,17 @@ def damage(path: Path) -> str | None:
     return None
 
 
+def finite_in_file(path: Path) -> bool:
+    """Whether a NIfTI file has finite voxels only; ITK reads others as 0, so its images do not tell."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return True
+    import nibabel  # takes a moment
+    import numpy as np
+
+    image = nibabel.load(path)
+    return image.get_data_dtype().kind != "f" or bool(np.isfinite(np.asanyarray(image.dataobj)).all())  # type: ignore[attr-defined]
+
+
 def _length(file: BinaryIO) -> int:
     """Bytes from here to the end; reading them also makes gzip check its checksum."""
     return sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b""))

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_caml.conversion.cases import Case, Dataset, Reader
 from nnunet_caml.conversion.errors import ConversionError
+from nnunet_caml.conversion.integrity import damage
 from nnunet_caml.conversion.reading import (
     check_finite,
     check_same_grid,
@@ -156,6 +157,8 @@ def _place(image: sitk.Image, grid: sitk.Image, source: Path | None, target: Pat
         written.ReadImageInformation()
     except RuntimeError as error:
         raise OSError(errno.EIO, "the disk may be full") from error  # not this case's fault
+    if damage(target):  # ITK does not say that it could not write all of a compressed file
+        raise OSError(errno.ENOSPC, "a file was cut short, the disk may be full")
     if not same_geometry(written, grid) or written.GetPixelID() != image.GetPixelID():
         raise ConversionError(
             f"{ending_of(target)} cannot hold the spacing, origin, direction or voxel type of {target.name}: "

@@ -42,7 +42,7 @@ def write_preview(
         path = folder / f"labels{short[role]}" / f"{name}{ending}"
         label = read_image(path) if path.is_file() else None
         _draw_case(row, image, label)
-        row[0].set_title(f"{name} ({role.replace('eled', 'elled')})", loc="left", fontsize=8)
+        row[0].set_title(f"{name} ({role.replace('eled', 'elled')})", loc="left", fontsize=8, parse_math=False)
     figure.savefig(target, metadata={"Software": None})  # the same bytes with any version of matplotlib's name
 
 

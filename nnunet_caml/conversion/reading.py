@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_caml.conversion.errors import ConversionError
-from nnunet_caml.conversion.integrity import damage
+from nnunet_caml.conversion.integrity import damage, finite_in_file
 
 SUPPORTED = (".nii.gz", ".nrrd", ".mha", ".gipl", ".nii", ".png", ".bmp", ".tif", ".tiff")  # by nnU-Net 2.8
 READABLE = (*SUPPORTED, ".mhd")
@@ -46,9 +46,9 @@ def read_image(path: Path) -> sitk.Image:
             raise ConversionError(f"{path} {fault}: {way_out}.")
         readers = {".tif": _read_tiff, ".tiff": _read_tiff, ".png": _read_picture, ".bmp": _read_picture}
         image = readers.get(ending_of(path), sitk.ReadImage)(path)
-    except ConversionError:
-        raise
-    except MemoryError:
+        if not finite_in_file(path):  # ITK reads such voxels as 0
+            raise ConversionError(_not_finite(path))
+    except (ConversionError, MemoryError, PermissionError, FileNotFoundError):
         raise
     except Exception as error:
         # ITK does not read every rotation that NIfTI can hold, and says so in its message's last lines
@@ -157,10 +157,14 @@ def check_finite(image: sitk.Image, path: Path) -> None:
     array = sitk.GetArrayViewFromImage(image)
     # slice by slice: a mask of the whole volume would need a quarter of its memory again
     if array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in array):
-        raise ConversionError(
-            f"{path} has voxels that are NaN or infinite: replace them by a value that means something in your images, "
-            "or leave the case out (--skip-broken)."
-        )
+        raise ConversionError(_not_finite(path))
+
+
+def _not_finite(path: Path) -> str:
+    return (
+        f"{path} has voxels that are NaN or infinite: replace them by a value that means something in your images, "
+        "or leave the case out (--skip-broken)."
+    )
 
 
 def check_same_grid(first: sitk.Image, first_path: Path, second: sitk.Image, second_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
@@ -26,7 +27,7 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     if not folder.is_dir():
         raise ConversionError(f"{folder} is no folder: it should hold the unpacked files of the data set.")
     found, archives = [], []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in (name for name in names if not name.startswith(".")):
             if re.fullmatch(pattern, name):
@@ -39,6 +40,25 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
             if re.fullmatch(pattern, member) and not member.startswith(".") and member not in known:
                 raise ConversionError(f"{archive} holds {member}, which is not among the unpacked files: unpack it first.")
     return sorted(found, key=lambda path: (path.name, path))
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` that follows links, but into no folder twice.
+
+    Raises:
+        ConversionError: A folder cannot be opened: its cases would be left out without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ConversionError(f"{error.filename} cannot be opened: {error.strerror}.") from error
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield parent, folders, names
 
 
 def _members(archive: Path) -> list[str]:

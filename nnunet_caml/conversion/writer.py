@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -71,7 +74,7 @@ def convert(
         _check_links(target, cases)
     ending = _common_ending(dataset, cases, split) if link else dataset.file_ending
     dataset = replace(dataset, file_ending=ending)
-    with _whole_or_not_at_all(target) as folder:
+    with _whole_or_not_at_all(raw, dataset_id, dataset.name, overwrite) as folder:
         tasks = [Task(case, split.role(case.identifier), dataset, folder, link) for case in cases]
         reports, left_out = _run(tasks, processes, skip_broken)
         left = {role: sorted(report.identifier for report in reports if report.role == role) for role in FOLDERS}
@@ -94,7 +97,10 @@ def convert(
         if preview:
             from nnunet_caml.conversion.preview import write_preview  # matplotlib takes a second to import
 
-            write_preview(folder, dataset.file_ending, left, folder / "preview.png", in_place)
+            try:
+                write_preview(folder, dataset.file_ending, left, folder / "preview.png", in_place)
+            except Exception as error:  # the work of hours is worth more than a picture of it
+                print(f"preview.png could not be drawn: {error}", file=sys.stderr)
     return Summary(target, dataset, reports, left_out, link)
 
 
@@ -136,40 +142,55 @@ def target_folder(raw: Path, dataset_id: int, name: str, overwrite: bool) -> Pat
     for other in (path for folder in folders for path in sorted(folder.glob(f"Dataset{dataset_id:03d}_*"))):
         if other.is_dir() and other.name != target.name:
             raise ConversionError(f"--dataset-id {dataset_id} is taken by {other}: use another number or take it away.")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:  # a link to a disk that is not there is somebody's data set, too
         raise ConversionError(f"{target} exists already: add --overwrite to replace it, or use another --dataset-id.")
     return target
 
 
 @contextmanager
-def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
-    """Gives a hidden folder beside ``target`` that takes its place at the end, or is removed after an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _whole_or_not_at_all(raw: Path, dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
+    """Gives a hidden folder beside the data set's that takes its place at the end, or is removed after an error."""
+    raw.mkdir(parents=True, exist_ok=True)
+    target = raw / f"Dataset{dataset_id:03d}_{name}"
     partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
-    with _alone(partial, target):
-        if os.path.lexists(old) and not target.exists():  # killed between the two renames below
+    with _alone(raw / f".Dataset{dataset_id:03d}.lock", target):
+        if os.path.lexists(old) and not os.path.lexists(target):  # killed between the two renames below
             old.rename(target)
-        _remove(old)
+        target_folder(raw, dataset_id, name, overwrite)  # again, now that no other run can change the answer
+        for rest in (partial, old):  # of a killed run
+            _remove(rest)
+            if os.path.lexists(rest):
+                raise ConversionError(f"{rest}, which an earlier run left, cannot be removed: delete it, then try again.")
+        partial.mkdir()
         yield from _replaced(target, partial, old)
 
 
 @contextmanager
-def _alone(partial: Path, target: Path) -> Iterator[None]:
-    """Makes an empty folder that no other run uses until the end; what a killed run left in it is removed."""
-    partial.mkdir(exist_ok=True)
-    with ExitStack() as stack:
-        if fcntl is not None:
-            number = os.open(partial, os.O_RDONLY)
-            stack.callback(os.close, number)
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConversionError(f"{target} is being written by another run: wait for it, or stop it.") from None
-            except OSError:  # a file system without locks
-                pass
-        for rest in partial.iterdir():
-            _remove(rest)
+def _alone(lock: Path, target: Path) -> Iterator[None]:
+    """Keeps other runs from writing data sets of this number; where the file system has no locks, nothing does."""
+    if fcntl is None:
         yield
+        return
+    while True:
+        number = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(number)
+            raise ConversionError(f"{target} is being written by another run: wait for it, or stop it.") from None
+        except OSError:
+            break
+        try:
+            if os.path.samestat(os.fstat(number), os.stat(lock)):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(number)  # who had it has removed the file meanwhile, so a third run would lock another one
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(number)
 
 
 def _remove(path: Path) -> None:
@@ -184,19 +205,47 @@ def _replaced(target: Path, partial: Path, old: Path) -> Iterator[Path]:
     """Gives ``partial``, which takes the place of ``target`` when it is left without an error, and is removed otherwise."""
     try:
         yield partial
-        if os.path.lexists(target):
-            target.rename(old)
-        try:
-            partial.rename(target)
-        except OSError:
-            if os.path.lexists(old):
-                old.rename(target)
-            raise
-        _remove(old)
+        with _undisturbed():
+            if os.path.lexists(target):
+                target.rename(old)
+            try:
+                partial.rename(target)
+            except OSError:
+                if os.path.lexists(old):
+                    old.rename(target)
+                raise
+            _remove(old)
     except OSError as error:  # a full disk, missing rights
         raise ConversionError(f"{target} could not be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM come too late here: between two renames there would be no data set, after them it is written."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def _silent_start() -> Iterator[None]:
+    """Processes started here do not hear of Ctrl-C, whose tracebacks would hide the one sentence; this one does, after it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(tasks: Sequence[Task], processes: int, skip_broken: bool) -> tuple[list[Report], dict[str, str]]:
@@ -230,7 +279,8 @@ def _outcomes(tasks: Sequence[Task], processes: int) -> Iterator[tuple[Task, Rep
     # "spawn" everywhere: forking a process that has ITK's threads can hang
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),))
     try:
-        futures = {pool.submit(convert_or_explain, task): task for task in tasks}
+        with _silent_start():
+            futures = {pool.submit(convert_or_explain, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
@@ -242,8 +292,6 @@ def _outcomes(tasks: Sequence[Task], processes: int) -> Iterator[tuple[Task, Rep
 
 
 def _start_worker(parent: int) -> None:
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one tidies up
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     end_with(parent)
