@@ -123,6 +123,14 @@ def test_the_next_stage_gets_what_v_predicts(workspace: Workspace, make_trainer,
         found = blosc2.open(str(predicted / f"{case}.b2nd"))[:]
         assert (found == expected).mean() > 0.95, "but for near ties: nnU-Net adds up in half precision"
 
+    def full(*_task: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(cascade, "resample_and_move", full)
+    shutil.rmtree(predicted)
+    with pytest.raises(OSError, match="the disk is full"):
+        cascade.predict_for_next_stage(trainer)
+
 
 def test_half_a_prediction_is_none(tmp_path: Path, monkeypatch):
     """Whoever is killed while a prediction is written leaves nothing that looks like one."""

@@ -7,7 +7,14 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from torch import nn
 
-from nnunet_caml.checkpoints import companion_state, load_companion, restore_companion, save
+from nnunet_caml.checkpoints import (
+    CompanionError,
+    companion,
+    companion_state,
+    load_companion,
+    restore_companion,
+    save,
+)
 from nnunet_caml.labels import LabelSpace
 from nnunet_caml.learning import MutualLearning
 
@@ -77,3 +84,19 @@ def test_a_kill_at_any_moment_leaves_a_pair_that_fits(tmp_path: Path, monkeypatc
     epochs = torch.load(checkpoint, weights_only=True)["epochs"]
     state = load_companion(checkpoint, logger_after(tmp_path, epochs), torch.device("cpu"))
     assert state["n"] == epochs
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x04K\x01."])
+def test_a_companion_that_cannot_be_read(tmp_path: Path, content: bytes):
+    checkpoint = tmp_path / "checkpoint_latest.pth"
+    companion(checkpoint, 1).write_bytes(content)
+    with pytest.raises(CompanionError, match=r"^cannot be read"):
+        load_companion(checkpoint, logger_after(tmp_path, 1), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("change", [{"heads": []}, {"auxiliary": {}}, {"memory": {}}, {"optimizer": {"state": {}}}])
+def test_a_companion_of_other_settings(change: dict):
+    caml, optimizer = learning("a")
+    state = companion_state(caml, optimizer) | change
+    with pytest.raises(CompanionError, match="other settings"):
+        restore_companion(state, caml, optimizer)

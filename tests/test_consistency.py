@@ -102,3 +102,12 @@ def test_cross_pseudo_supervision_with_nnunets_losses(name: str):
         else 100 * nn.functional.one_hot(v.argmax(1), 3).movedim(-1, 1).double()
     )
     assert cross_pseudo_loss(same, same, loss, labels) < -0.99
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_the_papers_consistency_is_the_formula(regions: bool):
+    v, a = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64).unbind(0)
+    p_v, p_a = (x.sigmoid() if regions else x.softmax(1) for x in (v, a))
+    sharp_v, sharp_a = (sharpen(x, 0.1, regions) for x in (v, a))
+    expected = ((p_v - sharp_a) ** 2).mean() + ((p_a - sharp_v) ** 2).mean()
+    torch.testing.assert_close(consistency_loss(v, a, 0.1, regions), expected)

@@ -104,3 +104,7 @@ def test_voxels_of_all_classes_stay_within_every_bound(voxels, classes, filtered
     assert n == 1 or n * classes <= min(together, max(share * voxels + 0.5, FEWEST_VOXELS))
     if share * voxels >= together:  # large patches: the share plays no part
         assert n == max(1, min(filtered, together // classes))
+
+
+def test_a_share_of_small_patches_is_rounded_up():
+    assert voxels_per_class(2 * 16**3, 2, 12800, 25600, 0.01) == 256

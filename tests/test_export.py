@@ -34,7 +34,7 @@ def model(tmp_path: Path) -> Path:
                 "network_weights": {"weight": torch.full((2,), float(fold))},
                 "optimizer_state": {"state": {0: torch.ones(2)}},
                 "grad_scaler_state": {"scale": 1.0},
-                "init_args": {"plans": PLANS, "dataset_json": DESCRIPTION, "fold": fold, "device": torch.device("cpu")},
+                "init_args": {"plans": PLANS, "dataset_json": DESCRIPTION, "fold": fold, "device": torch.device("cuda")},
                 "logging": {"mean_fg_dice": [0.5], "caml_l_c": [1.0]},
             }
             torch.save(checkpoint, folder / f"fold_{fold}" / f"checkpoint_{name}.pth")
@@ -81,6 +81,7 @@ def test_a_checkpoint_is_one_of_the_stock_trainer_without_what_only_training_nee
         assert checkpoint["grad_scaler_state"] is None
         assert checkpoint["logging"] == {"mean_fg_dice": [0.5]}
         assert checkpoint["init_args"]["fold"] == fold
+        assert checkpoint["init_args"]["device"] == torch.device("cpu"), "whoever gets it may have no GPU"
 
 
 def test_another_plans_name_is_everywhere(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

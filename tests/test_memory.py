@@ -111,3 +111,21 @@ def test_an_overflow_is_not_remembered():
     sample = bank.sample()
     assert sample.embeddings.isfinite().all()
     assert sample.valid.tolist() == [True] * 4 + [False] * 4
+
+
+def test_slots_that_a_case_never_filled_are_not_drawn_by_rotation():
+    torch.manual_seed(0)
+    bank = MemoryBank(["a", "b"], 1, width=1, per_class=4)
+    bank.write("a", torch.ones(1, 2, 1), torch.tensor([2]))
+    bank.write("b", torch.full((1, 4, 1), 2.0), torch.tensor([9]))
+    drawn = torch.cat([bank.sample().embeddings.flatten() for _ in range(200)])
+    assert drawn.unique().tolist() == [1.0, 2.0]
+
+
+def test_a_case_that_is_not_visited_gives_other_voxels_each_time():
+    torch.manual_seed(0)
+    bank = MemoryBank(["a", "b"], 1, width=1, per_class=8)
+    for case, start in (("a", 0.0), ("b", 8.0)):
+        bank.write(case, torch.arange(start, start + 8).reshape(1, 8, 1), torch.tensor([1000]))
+    drawn = torch.cat([bank.sample().embeddings.flatten() for _ in range(300)])
+    assert drawn.unique().tolist() == list(range(16))

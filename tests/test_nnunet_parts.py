@@ -63,7 +63,10 @@ def test_augmenters(make_trainer, monkeypatch):
         assert type(batches.unlabeled) is kind
         batch = next(batches)
         assert batch["unlabeled"].shape == batch["data"].shape
+        workers = [p for part in (batches.labeled, batches.unlabeled) for p in getattr(part, "_processes", [])]
+        assert len(workers) == 2 * int(processes)
         batches.finish()
+        assert not any(worker.is_alive() for worker in workers)
         if processes == "1":
             trainer.dataloader_val._finish()
 

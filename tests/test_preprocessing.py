@@ -12,6 +12,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -68,12 +69,18 @@ class InterruptedWorker(DeadWorker):
     """A pool whose worker for un_2 has heard of Ctrl-C."""
 
     problem = SystemExit(130)
+    shut_down: ClassVar[list[dict]] = []
+
+    def shutdown(self, **arguments: bool) -> None:
+        self.shut_down.append(arguments)
+        super().shutdown(**arguments)
 
 
 def test_an_interrupted_worker_interrupts_the_whole(workspace: Workspace, monkeypatch):
     monkeypatch.setattr(preprocessing, "pool", InterruptedWorker)
     with pytest.raises(KeyboardInterrupt):
         preprocess(dataset(workspace), 2)
+    assert InterruptedWorker.shut_down == [{"wait": True, "cancel_futures": True}], "the cases that wait are not done first"
 
 
 def test_a_worker_that_died_is_said_with_the_way_out(workspace: Workspace, monkeypatch):
@@ -89,10 +96,14 @@ def test_a_worker_that_died_is_said_with_the_way_out(workspace: Workspace, monke
     [
         ("", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '', which cannot name a file"),
         ("../out", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '\.\./out', which cannot name a file"),
+        ("..", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '\.\.', which cannot name a file"),
+        (".a", ["imagesTs/ts_0_0000.nii.gz"], r"names a case '\.a', which cannot name a file"),
         ("a/b", ["imagesTs/ts_0_0000.nii.gz"], r"names a case 'a/b', which cannot name a file"),
         ("a\nb", ["imagesTs/ts_0_0000.nii.gz"], r"names a case 'a\\nb', which cannot name a file"),
         ("un_0_seg", ["imagesTs/ts_0_0000.nii.gz"], r"case un_0_seg ends in _seg, as nnU-Net's"),
         ("far", [1], r"gives for case far \{'images': \[1\]\}; expected .* path of a file for each of the 1 channel"),
+        ("far", [], r"gives for case far \{'images': \[\]\}; expected"),
+        ("far", ["imagesTs/ts_0_0000.nii.gz"] * 2, r"gives for case far .*; expected"),
     ],
 )
 def test_entries_that_no_file_could_have(workspace: Workspace, case: str, images: list, sentence: str):
@@ -101,6 +112,47 @@ def test_entries_that_no_file_could_have(workspace: Workspace, case: str, images
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}), encoding="utf-8")
     with pytest.raises(UnlabeledDataError, match=sentence):
         preprocess(dataset(workspace), 1)
+
+
+def test_a_label_beside_the_images(workspace: Workspace):
+    shutil.copy(workspace.raw / "imagesUn/un_0_0000.nii.gz", workspace.raw / "imagesUn/un_0_seg_0000.nii.gz")
+    with pytest.raises(UnlabeledDataError, match=r"un_0_seg ends in _seg, .*take it away if it is a label"):
+        preprocess(dataset(workspace), 1)
+
+
+def test_hidden_files_are_no_cases(workspace: Workspace):
+    (workspace.raw / "imagesUn/._un_0_0000.nii.gz").write_bytes(b"macOS")
+    assert list(dataset(workspace).raw_cases()) == [f"un_{i}" for i in range(5)]
+
+
+def test_a_done_case_whose_image_is_gone_stays_done(workspace: Workspace):
+    file = workspace.raw / "dataset.json"
+    shutil.move(workspace.raw / "imagesUn", workspace.root / "archive")
+    entry = {"far": {"images": [str(workspace.root / "archive/un_0_0000.nii.gz")]}}
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}), encoding="utf-8")
+    assert preprocess(dataset(workspace), 1) == 1
+    shutil.rmtree(workspace.root / "archive")
+    assert preprocess(dataset(workspace), 1) == 0
+    assert dataset(workspace).usable_cases() == ["far"]
+
+
+def test_one_channel_may_be_empty(workspace: Workspace):
+    plans = load_json(str(workspace.preprocessed / "nnUNetPlans.json"))
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["ZScoreNormalization"] * 2
+    d = UnlabeledDataset.create(PlansManager(plans), "3d_tiny", {})
+    files = [workspace.raw / f"imagesUn/un_0_000{channel}.nii.gz" for channel in range(2)]
+    image = sitk.ReadImage(str(files[0]))
+    sitk.WriteImage(image * 0, str(files[1]))
+    check_images("un_0", files, d)
+    sitk.WriteImage(image * 0, str(files[0]))
+    with pytest.raises(UnlabeledDataError, match="is zero everywhere"):
+        check_images("un_0", files, d)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_errors_of_a_full_disk(tmp_path: Path, number: int):
+    assert preprocessing.is_full(tmp_path, OSError(number, "full"))
+    assert not preprocessing.is_full(tmp_path, OSError(errno.EACCES, "no rights"))
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,9 @@ def test_when_it_is_tried(make_trainer, monkeypatch):
     assert tried == [trainer.dataloader_train]  # once, when there are loaders
     monkeypatch.setattr("nnunet_caml.rehearsal.rehearse", tried.append)
     tried.clear()
-    for device, weight in (("cpu", 1.0), ("cuda", 0.0), ("cuda", 1.0)):
-        other = SimpleNamespace(device=torch.device(device), lambda_c=weight, lambda_o=0.0)
-        rehearse_on_gpu(other)
-    assert tried == [other]
+    for device, *weights in (("cpu", 1.0, 1.0), ("cuda", 0.0, 0.0), ("cuda", 1.0, 0.0), ("cuda", 0.0, 1.0)):
+        rehearse_on_gpu(SimpleNamespace(device=torch.device(device), lambda_c=weights[0], lambda_o=weights[1]))
+    assert [(other.lambda_c, other.lambda_o) for other in tried] == [(1.0, 0.0), (0.0, 1.0)]
 
 
 def test_too_little_memory_is_said_before_the_training(make_trainer, monkeypatch):
@@ -98,9 +97,10 @@ def test_too_little_memory_is_said_before_the_training(make_trainer, monkeypatch
         trainer.caml.auxiliary = Full(RuntimeError(wrapped))
         with pytest.raises(RuntimeError, match=rf"^cpu has too little memory .*{wrapped}"):
             rehearse(trainer)
-    trainer.caml.auxiliary = Full(RuntimeError("FIND was unable to find an engine to execute this computation"))
-    with pytest.raises(RuntimeError, match=f"^cpu most likely{said}FIND was"):
-        rehearse(trainer)
+    for words in ("FIND was unable to find an engine to execute this computation", "CUBLAS_STATUS_ALLOC_FAILED"):
+        trainer.caml.auxiliary = Full(RuntimeError(words))
+        with pytest.raises(RuntimeError, match=f"^cpu most likely{said}{words}"):
+            rehearse(trainer)
     trainer.caml.auxiliary = Full(RuntimeError("another fault"))
     with pytest.raises(RuntimeError, match=r"^another fault"):
         rehearse(trainer)

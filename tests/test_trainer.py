@@ -276,10 +276,19 @@ def test_labelled_cases_not_preprocessed(workspace: Workspace, make_trainer):
         make_trainer().on_train_start()
 
 
-def test_number_of_training_cases_that_does_not_match(workspace: Workspace, make_trainer):
+def test_nothing_is_saved_where_that_is_switched_off(make_trainer):
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.disable_checkpointing = True
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    assert not list(Path(trainer.output_folder).glob("*.pth*"))
+
+
+@pytest.mark.parametrize("number", [3, 7])
+def test_number_of_training_cases_that_does_not_match(workspace: Workspace, make_trainer, number: int):
     file = workspace.preprocessed / "dataset.json"
-    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "numTraining": 7}))
-    with pytest.raises(UnlabeledDataError, match=r"numTraining = 7, but 4 labelled cases"):
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "numTraining": number}))
+    with pytest.raises(UnlabeledDataError, match=rf"numTraining = {number}, but 4 labelled cases"):
         make_trainer().on_train_start()
 
 

@@ -208,6 +208,8 @@ def test_spacing_beside_tiff_images(tmp_path: Path):
     assert same_sources(before, cases["a"])
     (tmp_path / "a.json").write_text("b.json")
     assert not same_sources(before, cases["a"]), "another spacing is another image"
+    (tmp_path / "a.json").unlink()
+    assert not same_sources(before, cases["a"]), "and so is none"
     (tmp_path / "c.json").touch()
     with pytest.raises(UnlabeledDataError, match=r"c\.json is not named like"):
         list_folder(tmp_path, ".tif", 1)

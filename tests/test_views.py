@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -102,6 +103,32 @@ def test_nnunets_other_augmentation_too():
     mixed = ComposeTransforms([OneOfTransform([GaussianNoiseTransform(), MirrorTransform((0,))])])
     with pytest.raises(NotImplementedError, match=r"clean_view .*OneOfTransform .*\(GaussianNoiseTransform, MirrorTransform\)"):
         TwoViews(mixed)
+
+
+def test_transforms_of_the_image_strung_together_leave_the_clean_view_alone():
+    nested = ComposeTransforms([OneOfTransform([ComposeTransforms([GaussianNoiseTransform()])])])
+    data = patch()
+    read = data["image"].clone()
+    augmented, clean = TwoViews(nested)(**data)["image"]
+    assert torch.equal(clean, read[0])
+    assert not torch.equal(augmented, clean)
+
+
+class Shift(MirrorTransform):
+    """Moves voxels by numbers of all three generators that transforms draw from."""
+
+    def __call__(self, **data):
+        steps = [np.random.randint(1, 8), random.randint(1, 8), int(torch.randint(1, 8, ()))]
+        return {**data, "image": data["image"].roll(steps, (1, 2, 3))}
+
+
+def test_both_views_are_moved_by_the_same_numbers():
+    views, unlike = TwoViews(ComposeTransforms([GaussianNoiseTransform((1e-6, 2e-6)), Shift((0,)), Shift((0,))])), 0
+    for _ in range(10):
+        augmented, clean = views(**patch())["image"]
+        torch.testing.assert_close(augmented, clean, rtol=0, atol=1e-2)
+        unlike += not torch.equal(augmented, clean)
+    assert unlike
 
 
 def test_no_augmentation_no_difference(make_trainer):

@@ -224,6 +224,29 @@ def test_step_equals_the_formulas(make_trainer, monkeypatch, kind: str, share: f
         torch.testing.assert_close(zero if actual is None else actual, zero if wanted is None else wanted, rtol=1e-6, atol=1e-9)
 
 
+def test_with_one_encoder_a_sees_exchanged_boxes_as_well(make_trainer, monkeypatch):
+    """And its outputs are put back before anything is compared with them, as V's are."""
+    boxes: list[Any] = []
+    draw_box = copy_paste.random_box
+    monkeypatch.setattr(copy_paste, "random_box", lambda *args: boxes.append(draw_box(*args)) or boxes[-1])
+    trainer = make_trainer("nnUNetTrainerCAMLShort_sharedEncoder")
+    trainer.copy_paste_share = 2 / 3
+    trainer.initialize()
+    patch, n, cases = trainer.configuration_manager.patch_size, 2, trainer.do_split()[0][:2]
+    given, compared, loss = [], [], trainer.loss.forward
+    monkeypatch.setattr(trainer.loss, "forward", lambda outputs, target: compared.append(outputs) or loss(outputs, target))
+    for network in (unwrap(trainer.network), trainer.caml.auxiliary):
+        network.register_forward_hook(lambda _module, _args, outputs: given.append(outputs))
+    scales = [torch.tensor(patch) * torch.tensor(s) for s in trainer._get_deep_supervision_scales()]
+    target = [torch.zeros(n, 1, *map(int, size.round())) for size in scales]
+    trainer.losses(torch.randn(2 * n, 1, *patch), target, cases)
+    for network in range(2):
+        for before, after in zip(given[network], compared[network], strict=True):
+            expected = slowly_exchanged(before, n, boxes[0])[:n]
+            assert not torch.equal(expected, before[:n])
+            assert torch.equal(after, expected)
+
+
 def test_without_the_unlabelled_losses_v_is_nnunets_network(make_trainer):
     """With both weights at 0 and a supervised weight of 1, V learns exactly as the network of nnUNetTrainer."""
     set_seed(0)
