@@ -70,6 +70,29 @@ def labeled_content(dataset: UnlabeledDataset, cases: nnUNetBaseDataset) -> dict
     return content
 
 
+def check_names(dataset: UnlabeledDataset, unlabeled: Iterable[str], labeled: Iterable[str]) -> None:
+    """Raises if an unlabelled case has the name of a labelled one.
+
+    Args:
+        dataset: Where the preprocessed unlabelled cases are.
+        unlabeled: Identifiers of all unlabelled cases.
+        labeled: Identifiers of all labelled cases, whatever the fold.
+
+    Raises:
+        UnlabeledDataError: See above.
+    """
+    if both := sorted(set(unlabeled) & set(labeled)):
+        raise UnlabeledDataError(
+            f"Case {both[0]} is labelled and unlabelled at the same time ({len(both)} such case(s)): it lies in imagesTr "
+            f'and in imagesUn (or the entry "unlabeled" of dataset.json). Remove it from the unlabelled ones.'
+            f"{_without_raw_data(dataset)}"
+        )
+
+
+def _without_raw_data(dataset: UnlabeledDataset) -> str:
+    return f" Without raw data, remove its file from {dataset.folder / STATE_FOLDER}."
+
+
 def check_overlap(
     dataset: UnlabeledDataset, unlabeled: Iterable[str], labeled: Iterable[str], validation: nnUNetBaseDataset
 ) -> None:
@@ -85,17 +108,12 @@ def check_overlap(
         UnlabeledDataError: If an identifier is used twice, or if an unlabelled case has the voxels of a validation case.
     """
     unlabeled = list(unlabeled)
-    gone = f" Without raw data, remove its file from {dataset.folder / STATE_FOLDER}."
-    if both := sorted(set(unlabeled) & set(labeled)):
-        raise UnlabeledDataError(
-            f"Case {both[0]} is labelled and unlabelled at the same time ({len(both)} such case(s)): it lies in imagesTr "
-            f'and in imagesUn (or the entry "unlabeled" of dataset.json). Remove it from the unlabelled ones.{gone}'
-        )
+    check_names(dataset, unlabeled, labeled)
     by_content = {content: case for case, content in labeled_content(dataset, validation).items()}
     for case in unlabeled:
         state = CaseState.read(dataset.state_file(case))
         if state is not None and state.content in by_content:
             raise UnlabeledDataError(
                 f"Unlabelled case {case} has the same voxels as labelled case {by_content[state.content]}, which this "
-                f"fold validates on. Remove {case} from the unlabelled cases.{gone}"
+                f"fold validates on. Remove {case} from the unlabelled cases.{_without_raw_data(dataset)}"
             )

@@ -20,13 +20,15 @@ def main(arguments: list[str] | None = None) -> int:
         True  # an argument of its own in Python's argparse, but not in the old one that batchgenerators brings along
     )
 
-    p = commands.add_parser("preprocess", help="preprocess the unlabelled cases of a data set")
+    p = commands.add_parser("preprocess", help="preprocess the unlabelled cases of a data set that nnU-Net has planned")
     p.add_argument("-d", required=True, metavar="DATASET", help="name or id of the data set")
     p.add_argument("-c", nargs="+", default=["3d_fullres"], metavar="CONFIGURATION", help="default: 3d_fullres")
     p.add_argument("-p", "-plans_name", default="nnUNetPlans", metavar="PLANS", help="default: nnUNetPlans")
     p.add_argument("-np", type=int, default=8, metavar="N", help="processes, default: 8")
-    p.add_argument("-num_parts", type=int, default=1, metavar="N", help="share the cases between N runs of this command")
-    p.add_argument("-part_id", type=int, default=0, metavar="I", help="which share this run does, from 0")
+    p.add_argument(
+        "-num_parts", type=int, default=1, metavar="N", help="share the cases between N runs of this command, default: 1"
+    )
+    p.add_argument("-part_id", type=int, default=0, metavar="I", help="which share this run does, from 0, the default")
     p.set_defaults(run=run_preprocess)
 
     p = commands.add_parser("export", help="write a trained model as a zip that a stock nnU-Net installs")
@@ -76,6 +78,7 @@ def run_preprocess(options: argparse.Namespace) -> int:
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_caml.checks import check_names
     from nnunet_caml.preprocessing import preprocess
     from nnunet_caml.unlabeled import UnlabeledDataset
 
@@ -99,6 +102,7 @@ def run_preprocess(options: argparse.Namespace) -> int:
                 f"There are no raw unlabelled cases for {plans.dataset_name}: looked for imagesUn/ and for an entry "
                 f'"unlabeled" of dataset.json in {dataset.raw_folder or "$nnUNet_raw, which is not set"}.'
             )
+        check_names(dataset, cases, [file.stem for file in dataset.labeled_folder.glob("*.pkl")])
         done = preprocess(dataset, options.np, options.part_id, options.num_parts)
         print(f"{configuration}: {done} unlabelled cases preprocessed, {len(dataset.done_cases())} there in {dataset.folder}")
     return 0
@@ -133,6 +137,7 @@ def run_check(options: argparse.Namespace) -> int:
         ) from None
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+    from nnunet_caml import variants
     from nnunet_caml.trainer import nnUNetTrainerCAML
 
     # this process has the folder since it imported startup; nnU-Net's commands have it if Python reads our start-up file
@@ -159,6 +164,7 @@ def run_check(options: argparse.Namespace) -> int:
             f"{startup.VARIABLE}={folders}\n{search.getvalue()}"
         )
     print(f"nnunet-caml {__version__}: nnU-Net finds nnUNetTrainerCAML (torchvision {torchvision.__version__}).")
+    print(f"Its variants: {', '.join(variants.__all__)}")
     return 0
 
 

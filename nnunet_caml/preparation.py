@@ -10,7 +10,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunet_caml.checks import cases_without_foreground, check_labeled, check_overlap
+from nnunet_caml.checks import cases_without_foreground, check_labeled, check_names, check_overlap
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
 
@@ -70,8 +70,7 @@ def prepare(
     labeled = labeled_class.get_identifiers(folder)
     training, validation = (labeled_class(folder, list(cases)) for cases in split)
     # before hours of preprocessing: what can be known from names
-    if clash := sorted(set(raw) & set(labeled)):
-        check_overlap(unlabeled, clash, labeled, validation)
+    check_names(unlabeled, raw, labeled)
     if empty := cases_without_foreground(training):
         say(
             f"WARNING: no foreground in {len(empty)} labelled training case(s): {', '.join(empty)}. If they should have "

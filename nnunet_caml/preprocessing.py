@@ -9,6 +9,7 @@ import errno
 import os
 import platform
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from nnunet_caml.conversion.integrity import damage, finite_in_file
 from nnunet_caml.unlabeled import (
+    DATASET_KEY,
     STATE_FOLDER,
     CaseState,
     UnlabeledDataError,
@@ -44,6 +46,12 @@ def check_files(case: str, files: Sequence[Path]) -> None:
     """Raises :class:`UnlabeledDataError` if a raw file of a case is missing, empty, truncated or damaged."""
     for file in files:
         if not file.is_file():
+            if unset := re.search(r"\$(\w+|\{\w+\})", str(file)):  # what os.path.expandvars leaves as it is
+                name = unset[1].strip("{}")
+                raise UnlabeledDataError(
+                    f'The entry "{DATASET_KEY}" of dataset.json uses the environment variable {name}, which is not set: '
+                    f"export {name}=FOLDER, wherever unlabelled cases are preprocessed."
+                )
             raise UnlabeledDataError(f"{file} of unlabelled case {case} does not exist. Add it or remove the case.")
         # ITK reads many a truncated file without an error.
         if reason := damage(file):
@@ -269,10 +277,10 @@ def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: 
             else:
                 done += outcome
     if problems:
-        lines = "\n".join(f"  - {problems[case]}" for case in sorted(problems))
-        raise UnlabeledDataError(
-            f"{len(problems)} of {len(todo)} unlabelled cases cannot be used; the others are preprocessed:\n{lines}"
-        )
+        # one and the same thing may be wrong with all of them
+        lines = "\n".join(f"  - {line}" for line in dict.fromkeys(str(problems[case]) for case in sorted(problems)))
+        others = "; the others are preprocessed" if len(problems) < len(todo) else ""
+        raise UnlabeledDataError(f"{len(problems)} of {len(todo)} unlabelled cases cannot be used{others}:\n{lines}")
     return done
 
 

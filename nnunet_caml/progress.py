@@ -11,6 +11,7 @@ import numpy as np
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 PREFIX = "caml_"
 #: key: (how it is called in the log line, panel of the figure)
@@ -84,6 +85,16 @@ def describe(values: dict[str, float]) -> str:
 
 def plot(logger: Any, folder: Path) -> None:
     """Draws all values over the epochs into :data:`FIGURE` of ``folder``."""
+    # nnU-Net draws its own figure with letters of two and a half times the size, and leaves them to everything after it
+    with plt.style.context("default"):
+        figure = _figure(logger)
+        temporary = folder / f".{FIGURE}"
+        figure.savefig(temporary, format="png", dpi=80)
+        temporary.replace(folder / FIGURE)
+        plt.close(figure)
+
+
+def _figure(logger: Any) -> Figure:
     panels: dict[str, list[str]] = {}
     for key, (_, panel) in VALUES.items():
         panels.setdefault(panel, []).append(key)
@@ -94,7 +105,7 @@ def plot(logger: Any, folder: Path) -> None:
             label = {
                 "supervised": "V + A",
                 "supervised_a": "A",
-                "memory": "memory filled",
+                "memory": "classes with a full memory",
                 "waiting": "waiting for data",
                 "row_peak": "largest entry of OCC's rows",
             }.get(key, key)
@@ -107,7 +118,4 @@ def plot(logger: Any, folder: Path) -> None:
         if len(keys) > 1:
             axis.legend()
         axis.grid(alpha=0.3)
-    temporary = folder / f".{FIGURE}"
-    figure.savefig(temporary, format="png", dpi=80)
-    temporary.replace(folder / FIGURE)
-    plt.close(figure)
+    return figure

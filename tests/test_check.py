@@ -12,11 +12,14 @@ from nnunet_caml import cli
 from nnunet_caml.startup import DISCOVERY_FOLDER
 
 
-def test_one_line_where_all_is_well(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_lines_where_all_is_well(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_extTrainer", DISCOVERY_FOLDER)
     assert cli.main(["check"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
+    line, names = capsys.readouterr().out.splitlines()
     assert "nnU-Net finds nnUNetTrainerCAML" in line
+    assert {"nnUNetTrainerCAML_copyPaste", "nnUNetTrainerCAML_sharedEncoder"} < set(
+        names.removeprefix("Its variants: ").split(", ")
+    )
 
 
 def test_without_the_start_up_file(tmp_path: Path) -> None:

@@ -30,6 +30,13 @@ def test_preprocess_does_every_configuration(workspace: Workspace, capsys: pytes
     assert len(dataset(workspace, "3d_coarse").done_cases()) == 5
 
 
+def test_preprocess_refuses_a_case_that_has_a_label(workspace: Workspace, capsys: pytest.CaptureFixture):
+    shutil.copy(workspace.raw / "imagesTr/tr_1_0000.nii.gz", workspace.raw / "imagesUn/tr_1_0000.nii.gz")
+    assert main(["preprocess", "-d", "101", "-c", "3d_tiny", "-np", "1"]) == 1
+    assert "Case tr_1 is labelled and unlabelled at the same time" in capsys.readouterr().err
+    assert not list(workspace.preprocessed.glob("*_unlabeled/*.pkl")), "it says so before hours of work"
+
+
 def test_preprocess_without_raw_cases_says_where_it_looked(
     workspace: Workspace, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

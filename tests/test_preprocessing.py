@@ -114,6 +114,20 @@ def test_entries_that_no_file_could_have(workspace: Workspace, case: str, images
         preprocess(dataset(workspace), 1)
 
 
+@pytest.mark.parametrize("image", ["$ARCHIVE/{}.nii.gz", "${{ARCHIVE}}/{}.nii.gz"])
+def test_a_variable_that_is_not_set_is_named_once(workspace: Workspace, monkeypatch, image: str):
+    monkeypatch.delenv("ARCHIVE", raising=False)
+    file = workspace.raw / "dataset.json"
+    entry = {case: {"images": [image.format(case)]} for case in ("far", "farther")}
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}), encoding="utf-8")
+    shutil.rmtree(workspace.raw / "imagesUn")
+    with pytest.raises(UnlabeledDataError) as error:
+        preprocess(dataset(workspace), 1)
+    first, line = str(error.value).splitlines()
+    assert first == "2 of 2 unlabelled cases cannot be used:"
+    assert "uses the environment variable ARCHIVE, which is not set: export ARCHIVE=FOLDER" in line
+
+
 def test_a_label_beside_the_images(workspace: Workspace):
     shutil.copy(workspace.raw / "imagesUn/un_0_0000.nii.gz", workspace.raw / "imagesUn/un_0_seg_0000.nii.gz")
     with pytest.raises(UnlabeledDataError, match=r"un_0_seg ends in _seg, .*take it away if it is a label"):

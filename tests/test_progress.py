@@ -1,13 +1,34 @@
 """What CAML adds to the log, with numbers worked out by hand."""
 
 import math
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_caml.learning import agreement_counts
-from nnunet_caml.progress import VALUES, describe, epoch_values
+from nnunet_caml.progress import FIGURE, VALUES, add_keys, describe, epoch_values, log, plot
+
+
+def test_the_figure_is_not_drawn_with_what_nnunets_own_leaves_behind(tmp_path: Path):
+    logger = MetaLogger(str(tmp_path), False)
+    add_keys(logger)
+    for epoch in range(3):
+        log(logger, dict.fromkeys(VALUES, epoch / 3), epoch)
+        for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs"):
+            logger.log(key, 0.5, epoch)
+        for key, second in (("epoch_start_timestamps", 0.0), ("epoch_end_timestamps", 1.0)):
+            logger.log(key, second, epoch)
+    with matplotlib.rc_context():
+        plot(logger, tmp_path)
+        before = (tmp_path / FIGURE).read_bytes()
+        logger.local_logger.plot_progress_png(str(tmp_path))
+        assert matplotlib.rcParams["font.size"] > 20
+        plot(logger, tmp_path)
+        assert (tmp_path / FIGURE).read_bytes() == before
 
 
 def outputs(agreement: list) -> dict[str, np.ndarray]:
