@@ -84,8 +84,8 @@ def check_names(dataset: UnlabeledDataset, unlabeled: Iterable[str], labeled: It
     if both := sorted(set(unlabeled) & set(labeled)):
         raise UnlabeledDataError(
             f"Case {both[0]} is labelled and unlabelled at the same time ({len(both)} such case(s)): it lies in imagesTr "
-            f'and in imagesUn (or the entry "unlabeled" of dataset.json). Remove it from the unlabelled ones.'
-            f"{_without_raw_data(dataset)}"
+            f'and in imagesUn (or the entry "unlabeled" of dataset.json). Remove it from the unlabelled ones; if its label was '
+            f"taken away, preprocess the labelled cases again (nnUNetv2_preprocess).{_without_raw_data(dataset)}"
         )
 
 

@@ -46,11 +46,13 @@ def check_files(case: str, files: Sequence[Path]) -> None:
     """Raises :class:`UnlabeledDataError` if a raw file of a case is missing, empty, truncated or damaged."""
     for file in files:
         if not file.is_file():
-            if unset := re.search(r"\$(\w+|\{\w+\})", str(file)):  # what os.path.expandvars leaves as it is
+            unset = re.search(r"\$(\w+|\{\w+\})", str(file.parent))  # what os.path.expandvars leaves as it is
+            if unset and not file.parent.is_dir():
                 name = unset[1].strip("{}")
                 raise UnlabeledDataError(
-                    f'The entry "{DATASET_KEY}" of dataset.json uses the environment variable {name}, which is not set: '
-                    f"export {name}=FOLDER, wherever unlabelled cases are preprocessed."
+                    f"{file.parent}, where unlabelled cases should be, does not exist: the environment variable {name}, which "
+                    f'the entry "{DATASET_KEY}" of dataset.json uses, is not set here. export {name}=FOLDER, wherever '
+                    f"unlabelled cases are preprocessed."
                 )
             raise UnlabeledDataError(f"{file} of unlabelled case {case} does not exist. Add it or remove the case.")
         # ITK reads many a truncated file without an error.

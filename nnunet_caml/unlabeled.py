@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 from uuid import uuid4
 
 import numpy as np
@@ -51,9 +52,9 @@ def read_dataset_json(file: Path) -> dict:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON, or of UTF-8
         raise UnlabeledDataError(f"{file} is no valid JSON ({error}). Correct it.") from None
-    for keys in (("file_ending",), ("channel_names", "modality")):
-        if not isinstance(content, dict) or not any(key in content for key in keys):
-            raise UnlabeledDataError(f'{file} lacks the entry "{keys[0]}", which nnU-Net wants there. Add it.')
+    for kind, *keys in ((str, "file_ending"), (dict, "channel_names", "modality")):
+        if not isinstance(content, dict) or not any(isinstance(content.get(key), kind) for key in keys):
+            raise UnlabeledDataError(f'{file} lacks the entry "{keys[0]}" as nnU-Net wants it. Correct it.')
     return content
 
 
@@ -110,7 +111,7 @@ def list_entry(entry: Any, folder: Path, channels: int) -> dict[str, list[Path]]
         raise UnlabeledDataError(f'{where} must be {{case: {{"images": [...]}}}}, got {type(entry).__name__}.')
     cases = {}
     for case, value in entry.items():
-        if not re.fullmatch(r"[^/\\.][^/\\]*", case) or not case.isprintable():
+        if not re.fullmatch(r"[^/\\.][^/\\]*", case) or any(category(letter) in ("Cc", "Cs") for letter in case):
             raise UnlabeledDataError(f"{where} names a case {case!r}, which cannot name a file. Rename it.")
         images = value.get("images") if isinstance(value, dict) else None
         if not isinstance(images, list) or not 1 <= len(images) <= channels or not all(isinstance(i, str) for i in images):

@@ -1,19 +1,24 @@
 """What goes wrong around a conversion: full disks, other runs, signals, missing rights, names of every kind."""
 
+import gzip
 import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from conversion_helpers import SCRIPTS, files_of, nothing_left, random_image, run, sentence, split_of, voxels, write
 from conversion_sources import raw_data_set
 
-from nnunet_caml.conversion import ConversionError, writer
+from nnunet_caml.conversion import ConversionError, find_images, read_image, writer
+from nnunet_caml.conversion.integrity import finite_in_file
 from nnunet_caml.conversion.searching import find_files
 from nnunet_caml.conversion.writer import _alone
 
@@ -124,17 +129,89 @@ def test_voxels_that_itk_would_take_for_zero(tmp_path, raw, capsys):
     assert "u0_0000.nii.gz has voxels that are NaN" in sentence(capsys, "hide_labels.py", source, *ARGUMENTS, 2)
 
 
+def test_two_files_of_one_channel(tmp_path, raw, capsys):
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    for name in ("u1_0000.nii.gz", "u2_0000.nii.gz", "u2_0000.nrrd"):
+        write(tmp_path / "more" / name, random_image(0))
+    complaint = sentence(capsys, "hide_labels.py", source, *ARGUMENTS, 2, "--unlabeled-from", tmp_path / "more")
+    assert "u2_0000.nrrd are the same channel of a case" in complaint
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII.GZ"])
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 7.0])
+def test_last_voxel_of_headers_of_all_kinds(tmp_path, ending, kind, value):
+    """Also where the header says that voxels begin at 0, which ITK corrects."""
+    array = np.ones((3, 4, 5), np.dtype(kind))
+    array[-1, -1, -1] = value
+    order = kind[0]
+    for offset in (352.0, 0.0, 416.0):
+        header = bytearray(352)
+        struct.pack_into(f"{order}i", header, 0, 348)
+        struct.pack_into(f"{order}8h", header, 40, 3, 5, 4, 3, 1, 1, 1, 1)
+        struct.pack_into(f"{order}2h", header, 70, {4: 16, 8: 64}[array.itemsize], 8 * array.itemsize)
+        struct.pack_into(f"{order}4f", header, 76, 1, 1, 1, 1)
+        struct.pack_into(f"{order}3f", header, 108, offset, 1.0, float("nan"))  # and no number for what is added
+        header[344:348] = b"n+1\0"
+        path = tmp_path / f"i{offset}{ending}"
+        content = bytes(header) + bytes(max(0, int(offset) - 352)) + array.tobytes()
+        path.write_bytes(gzip.compress(content) if "gz" in ending.lower() else content)
+        assert finite_in_file(path) == np.isfinite(value)
+
+
+def test_integers_are_finite_whatever_their_header_says_of_scaling(tmp_path):
+    path = write(tmp_path / "i.nii", random_image(0))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2f", content, 112, 1.0, float("nan"))
+    path.write_bytes(content)
+    assert finite_in_file(path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(path)).shape, random_image(0).shape)
+
+
+def forbid(monkeypatch, name: str) -> None:
+    """A folder that may not be opened, which there is none of for whoever runs these tests as root."""
+
+    def deny(look):
+        def call(path):
+            if Path(path).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return look(path)
+
+        return call
+
+    for owner, function in ((os, "scandir"), (os, "listdir"), (Path, "iterdir")):
+        monkeypatch.setattr(owner, function, deny(getattr(owner, function)))
+
+
+def test_folders_of_the_system_are_passed_by(tmp_path, monkeypatch):
+    write(tmp_path / "a_0000.nii.gz", random_image(0))
+    (tmp_path / "lost+found").mkdir()
+    forbid(monkeypatch, "lost+found")
+    assert len(find_files(tmp_path, r".*\.nii\.gz")) == 1
+    assert [case.identifier for case in find_images(tmp_path)] == ["a"]
+
+
+def test_a_lock_that_another_user_has_left(tmp_path, raw, monkeypatch):
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    raw.mkdir()
+    lock = raw / ".Dataset007.lock"
+    lock.touch()
+    opened = os.open
+
+    def read_only(path: str, flags: int, *mode: int) -> int:
+        if path == lock and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    run("hide_labels.py", source, *ARGUMENTS, 2)
+    assert (raw / "Dataset007_Mine").is_dir()
+
+
 def test_a_folder_that_cannot_be_opened_is_not_left_out(tmp_path, monkeypatch):
     write(tmp_path / "a" / "a.nii.gz", random_image(0))
-    scandir = os.scandir
-
-    def forbidden(path: str):  # which nobody is to whoever runs these tests as root
-        if str(path).endswith("a"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
     assert len(find_files(tmp_path, r".*\.nii\.gz")) == 1
-    monkeypatch.setattr(os, "scandir", forbidden)
+    forbid(monkeypatch, "a")
     with pytest.raises(ConversionError, match=r"/a cannot be opened: Permission denied"):
         find_files(tmp_path, r".*\.nii\.gz")
 
@@ -143,7 +220,8 @@ def test_links_to_folders_are_followed_once(tmp_path):
     write(tmp_path / "a" / "a.nii.gz", random_image(0))
     for name in ("up", "down"):
         (tmp_path / "a" / name).symlink_to(tmp_path)
-    (tmp_path / "latest").symlink_to(tmp_path / "a")
+    for name in ("0", "latest"):
+        (tmp_path / name).symlink_to(tmp_path / "a")
     assert find_files(tmp_path, r".*\.nii\.gz") == [tmp_path / "a" / "a.nii.gz"]
 
 
@@ -176,13 +254,15 @@ def test_preview_of_a_name_that_looks_like_a_formula(tmp_path, raw):
 
 
 def test_a_preview_that_fails_costs_the_picture_only(tmp_path, raw, capsys, monkeypatch):
-    def fail(*_arguments: object) -> None:
+    def fail(*arguments: Any) -> None:
+        arguments[3].write_bytes(b"half")
         raise ValueError("no font")
 
     monkeypatch.setattr("nnunet_caml.conversion.preview.write_preview", fail)
     run("hide_labels.py", raw_data_set(tmp_path / "Dataset050_Mine"), *ARGUMENTS, 2, "--preview")
     assert "preview.png could not be drawn: no font" in capsys.readouterr().err
     assert (raw / "Dataset007_Mine" / "dataset.json").is_file()
+    assert not (raw / "Dataset007_Mine" / "preview.png").exists()
 
 
 def test_images_in_a_folder_below_are_mentioned(tmp_path, raw, capsys):

@@ -125,7 +125,8 @@ def test_a_variable_that_is_not_set_is_named_once(workspace: Workspace, monkeypa
         preprocess(dataset(workspace), 1)
     first, line = str(error.value).splitlines()
     assert first == "2 of 2 unlabelled cases cannot be used:"
-    assert "uses the environment variable ARCHIVE, which is not set: export ARCHIVE=FOLDER" in line
+    assert "the environment variable ARCHIVE, which the entry" in line
+    assert "is not set here. export ARCHIVE=FOLDER" in line
 
 
 def test_a_label_beside_the_images(workspace: Workspace):
@@ -177,6 +178,8 @@ def test_errors_of_a_full_disk(tmp_path: Path, number: int):
         ('{"name": "Hüfte"}'.encode("latin-1"), r"dataset\.json is no valid JSON \(.*can't decode"),
         (b"[]", r'dataset\.json lacks the entry "file_ending"'),
         (b'{"channel_names": {"0": "CT"}}', r'dataset\.json lacks the entry "file_ending"'),
+        (b'{"file_ending": 5, "channel_names": {"0": "CT"}}', r'dataset\.json lacks the entry "file_ending" as nnU-Net wants'),
+        (b'{"file_ending": ".nii.gz", "channel_names": "CT"}', r'dataset\.json lacks the entry "channel_names"'),
         (b'{"file_ending": ".nii.gz"}', r'dataset\.json lacks the entry "channel_names"'),
     ],
 )

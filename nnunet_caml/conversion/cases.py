@@ -5,6 +5,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -271,9 +272,10 @@ def find_images(folder: Path, channels: int = 1) -> Iterable[Case]:
         raise ConversionError(f"{folder} is no folder: it should hold image files such as CASE_0000.nii.gz.")
     visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in visible if ending_of(path)]
-    for below in (path for path in visible if path.is_dir() and path not in files):
-        if any(ending_of(path) for path in below.iterdir()):
-            print(f"{below} holds images as well, which are not taken: only those in {folder} itself are.", file=sys.stderr)
+    for below in (path for path in visible if path not in files):
+        with suppress(OSError):  # a file, or one of the system's own folders
+            if any(ending_of(path) for path in below.iterdir()):
+                print(f"{below} holds images as well, which are not taken: only those in {folder} itself are.", file=sys.stderr)
     if not files:
         raise ConversionError(f"{folder} holds no image: files such as CASE_0000.nii.gz are expected there.")
     groups: dict[str, list[Path]] = defaultdict(list)
@@ -302,8 +304,15 @@ def with_gaps(numbered: Sequence[tuple[Path, int]]) -> list[Path]:
 
     Args:
         numbered: Files with the numbers of their channels, ascending.
+
+    Raises:
+        ConversionError: Two files have one number.
     """
-    found = {number: path for path, number in numbered}
+    found: dict[int, Path] = {}
+    for path, number in numbered:
+        if number in found:
+            raise ConversionError(f"{found[number]} and {path} are the same channel of a case: take one of them away.")
+        found[number] = path
     first, number = numbered[0]
     ending = ending_of(first) or first.suffix
     stem = first.name[: -len(f"{number:04d}{ending}")]

@@ -100,7 +100,7 @@ def main(
         print(f"{Path(sys.argv[0]).name}: {what}.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted, nothing was written.", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: interrupted. Nothing is half written.", file=sys.stderr)
         sys.exit(130)
     finally:
         # workers forked later would inherit it, and a pool that terminates them could wait for ever

@@ -8,6 +8,9 @@ from zipfile import BadZipFile, ZipFile
 
 from nnunet_caml.conversion.errors import ConversionError
 
+#: at the root of a disk, where nobody may look into them
+OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
     """All files below a folder whose names match.
@@ -43,7 +46,7 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """``os.walk`` that follows links, but into no folder twice.
+    """``os.walk`` that follows links, but into no folder twice, rather under its own name than under a link's.
 
     Raises:
         ConversionError: A folder cannot be opened: its cases would be left out without a word.
@@ -58,7 +61,9 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
             folders.clear()
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if name not in OF_THE_SYSTEM]
         yield parent, folders, names
+        folders.sort(key=lambda name: os.path.islink(os.path.join(parent, name)))
 
 
 def _members(archive: Path) -> list[str]:

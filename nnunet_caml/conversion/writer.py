@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -100,6 +100,7 @@ def convert(
             try:
                 write_preview(folder, dataset.file_ending, left, folder / "preview.png", in_place)
             except Exception as error:  # the work of hours is worth more than a picture of it
+                (folder / "preview.png").unlink(missing_ok=True)
                 print(f"preview.png could not be drawn: {error}", file=sys.stderr)
     return Summary(target, dataset, reports, left_out, link)
 
@@ -172,7 +173,12 @@ def _alone(lock: Path, target: Path) -> Iterator[None]:
         yield
         return
     while True:
-        number = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            number = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            if not lock.exists():  # nothing may be written here
+                raise
+            number = os.open(lock, os.O_RDONLY)  # somebody else's
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -189,7 +195,8 @@ def _alone(lock: Path, target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        with suppress(OSError):  # of somebody else
+            lock.unlink()
         os.close(number)
 
 
