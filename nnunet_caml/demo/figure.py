@@ -71,7 +71,7 @@ def write_figure(rows: Sequence[Row], path: Path) -> None:
 def _slice(truth: NDArray) -> int:
     """The axial slice that shows most of all organs at once."""
     areas = np.stack([(truth == value).sum((1, 2)) for value in ORGANS.values()]).astype(float)
-    return int(np.prod(areas + 1, axis=0).argmax())
+    return int(np.argmax(np.prod(areas + 1, axis=0)))
 
 
 def _outline(axis: Axes, label: NDArray) -> None:
