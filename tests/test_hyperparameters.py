@@ -61,7 +61,8 @@ def test_ours_are_right(trainer: type):
 
 def test_the_papers_settings_do_not_hang_on_the_defaults():
     ours = {"clip_norm", "epochs", "activation_checkpointing", "memory_max_rows_per_class"}
-    assert set(NAMES) - ours == set(vars(variants.nnUNetTrainerCAML_paper)) - {"__module__", "__doc__"}
+    # what Python itself notes of a class differs from version to version
+    assert set(NAMES) - ours == {name for name in vars(variants.nnUNetTrainerCAML_paper) if not name.startswith("__")}
 
 
 def test_training_does_not_begin_with_a_wrong_one(make_trainer):
