@@ -66,6 +66,8 @@ def test_augmenters(make_trainer, monkeypatch):
         workers = [p for part in (batches.labeled, batches.unlabeled) for p in getattr(part, "_processes", [])]
         assert len(workers) == 2 * int(processes)
         batches.finish()
+        for worker in workers:
+            worker.join(30)  # they have been told to end, which takes a moment
         assert not any(worker.is_alive() for worker in workers)
         if processes == "1":
             trainer.dataloader_val._finish()
