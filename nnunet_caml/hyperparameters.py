@@ -4,7 +4,9 @@ A wrong value would show late, OCC's for instance after 40 % of a training of da
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from inspect import get_annotations
 from typing import Any
 
 from nnunet_caml.consistency import CONSISTENCIES
@@ -14,7 +16,7 @@ __all__ = ["Hyperparameters"]
 
 
 class Hyperparameters:
-    """Class attributes of the trainer.
+    """Class attributes of the trainer; nnU-Net's own settings, ``num_iterations_per_epoch`` for instance, may be some as well.
 
     Defaults are the paper's or its released code's where the comment says nothing else. The four that say "measured" were
     chosen on development cases (benchmarks/LOG.md); ``nnUNetTrainerCAML_paper`` has the paper's.
@@ -94,11 +96,44 @@ class Hyperparameters:
                 f"{type(self).__name__}.memory_max_rows_per_class must be at least memory_per_class "
                 f"({self.memory_per_class}), or none could be drawn; got {self.memory_max_rows_per_class}"
             )
+        num_epochs = getattr(type(self), "num_epochs", self.epochs)
+        if self.epochs is not None and num_epochs != self.epochs:
+            raise ValueError(
+                f"{type(self).__name__} has num_epochs = {num_epochs} and epochs = {self.epochs}, which both mean the length "
+                "of the training; set epochs alone"
+            )
         if self.clean_view and self.share_encoder:
             raise ValueError(
                 f"{type(self).__name__}: with share_encoder A sees what V sees and has no view of its own; "
                 "set share_encoder or clean_view to False"
             )
+
+    def apply_class_attributes(self) -> None:
+        """Gives the instance the class's value of what nnU-Net's ``__init__`` has set on it and a class has set as well.
+
+        Else ``num_iterations_per_epoch = 100`` in a class would be overruled by nnU-Net's 250 without a word.
+        """
+        for name in vars(self):
+            if hasattr(type(self), name):
+                setattr(self, name, getattr(type(self), name))
+        if self.epochs is not None:
+            self.num_epochs = self.epochs
+
+    def unknown_settings(self) -> Iterator[str]:
+        """A sentence for each public class attribute of a subclass that neither nnU-Net nor this package reads.
+
+        One with an annotation (``palette: str = "viridis"``) is taken for the subclass's own.
+        """
+        mro = type(self).__mro__
+        known = {*vars(self), *(name for cls in mro for name in get_annotations(cls))}
+        for cls in mro[: mro.index(Hyperparameters)]:
+            for name, value in vars(cls).items():
+                is_part_of_class = callable(value) or isinstance(value, property | classmethod | staticmethod)
+                if name.startswith("_") or is_part_of_class or name in known:
+                    continue
+                close = get_close_matches(name, known, n=1, cutoff=0.75)
+                question = f" Did you mean {close[0]}?" if close else ""
+                yield f"{cls.__name__}.{name}: neither nnU-Net nor CAML has a setting of this name.{question}"
 
 
 Rule = tuple[Callable[[Any], bool], str]

@@ -46,8 +46,7 @@ __all__ = ["nnUNetTrainerCAML"]
 class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
     """Correlation-Aware Mutual Learning on nnU-Net's plans (Gao et al., MICCAI 2023, arXiv:2307.06312).
 
-    Every hyperparameter is a class attribute, see :class:`nnunet_caml.hyperparameters.Hyperparameters`, so a subclass of
-    two lines is a new trainer::
+    Hyperparameters are class attributes (:mod:`nnunet_caml.hyperparameters`), so a subclass of two lines is a new trainer::
 
         class nnUNetTrainerCAML_cosine(nnUNetTrainerCAML):
             occ_similarity = "cosine"
@@ -62,8 +61,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.epochs is not None:
-            self.num_epochs = self.epochs
+        self.apply_class_attributes()
         self.caml: Any = None  # MutualLearning -> initialize
         self.auxiliary_optimizer: Any = None  # -> initialize
         self.iteration = 0
@@ -197,7 +195,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
                 f"Put back the file, or the settings, that it was begun with, or start again without --c."
             )
         self.prepare_unlabeled()
-        self.print_to_log_file(footprint.advice(self))
+        self.print_to_log_file("\n".join([*self.unknown_settings(), footprint.advice(self)]))
         vanilla = unwrap(self.network)
         if self.current_epoch == 0 and not torch.equal(self._untrained, next(vanilla.parameters())):
             copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))

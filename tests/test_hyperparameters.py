@@ -50,6 +50,58 @@ def test_an_encoder_for_both_has_one_view():
         Mine().check_hyperparameters()
 
 
+def test_two_lengths_of_a_training_are_one_too_many():
+    class Mine(variants.nnUNetTrainerCAML_100epochs):
+        num_epochs = 10
+
+    with pytest.raises(ValueError, match=r"^Mine has num_epochs = 10 and epochs = 100, .*; set epochs alone$"):
+        Mine.__new__(Mine).check_hyperparameters()
+
+
+def test_nnunets_own_settings_may_be_class_attributes(make_trainer, monkeypatch):
+    """nnU-Net sets them in ``__init__``, which would overrule the class without a word."""
+    monkeypatch.setattr(nnUNetTrainerCAML, "num_iterations_per_epoch", 7, raising=False)
+    monkeypatch.setattr(nnUNetTrainerCAML, "initial_lr", 0.002, raising=False)
+    monkeypatch.setattr(nnUNetTrainerCAML, "num_epochs", 3, raising=False)
+    trainer = make_trainer("nnUNetTrainerCAML")
+    assert (trainer.num_iterations_per_epoch, trainer.initial_lr, trainer.num_epochs) == (7, 0.002, 3)
+    assert (trainer.num_val_iterations_per_epoch, trainer.weight_decay) == (50, 3e-5), "nnU-Net's, where the class says nothing"
+    assert list(trainer.unknown_settings()) == []
+    trainer.initialize()
+    assert trainer.optimizer.param_groups[0]["lr"] == trainer.auxiliary_optimizer.param_groups[0]["lr"] == 0.002
+
+
+def test_a_misspelt_setting_is_told(make_trainer):
+    class Mine(variants.nnUNetTrainerCAML_copyPaste):
+        lamda_c = 3.0
+        inital_lr = 0.001
+        palette = "viridis"
+        lambda_o = 0.1
+        _own = 1
+        of_mine: int = 1
+
+        def helper(self) -> None: ...
+
+        @property
+        def another(self) -> int:
+            return 1
+
+    trainer = make_trainer("nnUNetTrainerCAML")
+    trainer.__class__ = Mine
+    assert list(trainer.unknown_settings()) == [
+        "Mine.lamda_c: neither nnU-Net nor CAML has a setting of this name. Did you mean lambda_c?",
+        "Mine.inital_lr: neither nnU-Net nor CAML has a setting of this name. Did you mean initial_lr?",
+        "Mine.palette: neither nnU-Net nor CAML has a setting of this name.",
+    ]
+
+
+def test_ours_have_no_unknown_setting(make_trainer):
+    trainer = make_trainer("nnUNetTrainerCAML")
+    for name in variants.__all__:
+        trainer.__class__ = getattr(variants, name)
+        assert list(trainer.unknown_settings()) == [], name
+
+
 def test_every_one_of_them_is_looked_at():
     assert sorted(_ALLOWED) == sorted(NAMES)
 

@@ -40,15 +40,13 @@ class nnUNetTrainerCAMLShort_sharedEncoder(Short, nnUNetTrainerCAML_sharedEncode
 
 
 class nnUNetTrainerCAMLOneEpoch(nnUNetTrainerCAML):
-    """One epoch of three iterations."""
+    """One epoch of three iterations, nnU-Net's own settings as class attributes too."""
 
     memory_per_class = 16
     epochs = 1
+    num_iterations_per_epoch = 3
+    num_val_iterations_per_epoch = 1
 
-    def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def initialize(self) -> None:
         torch.set_num_threads(1)
-        self.num_iterations_per_epoch = 3
-        self.num_val_iterations_per_epoch = 1
+        super().initialize()
