@@ -70,11 +70,10 @@ def labeled_content(dataset: UnlabeledDataset, cases: nnUNetBaseDataset) -> dict
     return content
 
 
-def check_names(dataset: UnlabeledDataset, unlabeled: Iterable[str], labeled: Iterable[str]) -> None:
+def check_names(unlabeled: Iterable[str], labeled: Iterable[str]) -> None:
     """Raises if an unlabelled case has the name of a labelled one.
 
     Args:
-        dataset: Where the preprocessed unlabelled cases are.
         unlabeled: Identifiers of all unlabelled cases.
         labeled: Identifiers of all labelled cases, whatever the fold.
 
@@ -85,35 +84,27 @@ def check_names(dataset: UnlabeledDataset, unlabeled: Iterable[str], labeled: It
         raise UnlabeledDataError(
             f"Case {both[0]} is labelled and unlabelled at the same time ({len(both)} such case(s)): it lies in imagesTr "
             f'and in imagesUn (or the entry "unlabeled" of dataset.json). Remove it from the unlabelled ones; if its label was '
-            f"taken away, preprocess the labelled cases again (nnUNetv2_preprocess).{_without_raw_data(dataset)}"
+            f"taken away, preprocess the labelled cases again (nnUNetv2_preprocess)."
         )
 
 
-def _without_raw_data(dataset: UnlabeledDataset) -> str:
-    return f" Without raw data, remove its file from {dataset.folder / STATE_FOLDER}."
-
-
-def check_overlap(
-    dataset: UnlabeledDataset, unlabeled: Iterable[str], labeled: Iterable[str], validation: nnUNetBaseDataset
-) -> None:
-    """Raises if an unlabelled case is a labelled one.
+def check_overlap(dataset: UnlabeledDataset, unlabeled: Iterable[str], validation: nnUNetBaseDataset) -> None:
+    """Raises if an unlabelled case has the voxels of a validation case.
 
     Args:
         dataset: Where the preprocessed unlabelled cases are.
-        unlabeled: Identifiers of all unlabelled cases.
-        labeled: Identifiers of all labelled cases, whatever the fold.
+        unlabeled: Identifiers of those to train with.
         validation: Validation cases of the fold.
 
     Raises:
-        UnlabeledDataError: If an identifier is used twice, or if an unlabelled case has the voxels of a validation case.
+        UnlabeledDataError: See above.
     """
-    unlabeled = list(unlabeled)
-    check_names(dataset, unlabeled, labeled)
     by_content = {content: case for case, content in labeled_content(dataset, validation).items()}
     for case in unlabeled:
         state = CaseState.read(dataset.state_file(case))
         if state is not None and state.content in by_content:
             raise UnlabeledDataError(
                 f"Unlabelled case {case} has the same voxels as labelled case {by_content[state.content]}, which this "
-                f"fold validates on. Remove {case} from the unlabelled cases.{_without_raw_data(dataset)}"
+                f"fold validates on. Remove {case} from the unlabelled cases. Without raw data, remove its file from "
+                f"{dataset.folder / STATE_FOLDER}."
             )

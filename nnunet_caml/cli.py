@@ -102,7 +102,7 @@ def run_preprocess(options: argparse.Namespace) -> int:
                 f"There are no raw unlabelled cases for {plans.dataset_name}: looked for imagesUn/ and for an entry "
                 f'"unlabeled" of dataset.json in {dataset.raw_folder or "$nnUNet_raw, which is not set"}.'
             )
-        check_names(dataset, cases, [file.stem for file in dataset.labeled_folder.glob("*.pkl")])
+        check_names(cases, [file.stem for file in dataset.labeled_folder.glob("*.pkl")])
         done = preprocess(dataset, options.np, options.part_id, options.num_parts)
         print(f"{configuration}: {done} unlabelled cases preprocessed, {len(dataset.done_cases())} there in {dataset.folder}")
     return 0

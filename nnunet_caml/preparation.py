@@ -70,7 +70,7 @@ def prepare(
     labeled = labeled_class.get_identifiers(folder)
     training, validation = (labeled_class(folder, list(cases)) for cases in split)
     # before hours of preprocessing: what can be known from names
-    check_names(unlabeled, raw, labeled)
+    check_names(raw, labeled)
     if empty := cases_without_foreground(training):
         say(
             f"WARNING: no foreground in {len(empty)} labelled training case(s): {', '.join(empty)}. If they should have "
@@ -86,6 +86,11 @@ def prepare(
     usable = unlabeled.usable_cases()
     if not usable:
         name = unlabeled.plans_manager.dataset_name
+        if not raw and unlabeled.done_cases():
+            raise UnlabeledDataError(
+                f"{unlabeled.raw_folder}/{RAW_FOLDER} holds no image, so none of the cases in {unlabeled.folder} is used. "
+                f"Put the images back; or remove the empty folder {RAW_FOLDER} to train with cases whose images are not here."
+            )
         if not raw and (others := len(list(unlabeled.folder.glob("*.pkl")))):
             raise UnlabeledDataError(
                 f"None of the {others} preprocessed cases in {unlabeled.folder} can be used: they were made with other plans, "
@@ -98,6 +103,6 @@ def prepare(
             f'under "{DATASET_KEY}" in dataset.json ({{case: {{"images": [...]}}}}). To train without unlabelled cases, '
             f"use -tr nnUNetTrainer."
         )
-    check_overlap(unlabeled, usable, labeled, validation)
+    check_overlap(unlabeled, usable, validation)
     say(f"{len(training.identifiers)} labelled and {len(usable)} unlabelled training cases ({done} preprocessed now).")
     return usable

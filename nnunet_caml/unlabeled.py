@@ -199,8 +199,12 @@ class UnlabeledDataset:
         return [case for case, state in states if state is not None and state.fingerprint == fingerprint]
 
     def usable_cases(self) -> list[str]:
-        """Preprocessed cases to train with: those that are (still) among the raw ones, or all where no raw data is."""
-        done, raw = self.done_cases(), self.raw_cases()
+        """Preprocessed cases to train with: those that are (still) among the raw ones, or all where no raw data is.
+
+        Those that have got a label since are left out.
+        """
+        labeled = {file.stem for file in self.labeled_folder.glob("*.pkl")}
+        done, raw = [case for case in self.done_cases() if case not in labeled], self.raw_cases()
         # an emptied folder is a wish, a missing one may have been moved to save space
         emptied = self.raw_folder is not None and (self.raw_folder / RAW_FOLDER).is_dir()
         return [case for case in done if case in raw] if raw or emptied else done

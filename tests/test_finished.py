@@ -44,6 +44,10 @@ def test_preprocessed_cases_that_nothing_is_known_of(workspace: Workspace, make_
     trainer = make_trainer()
     trainer.initialize()
     preprocess(trainer.unlabeled, 1)
+    shutil.rmtree(workspace.raw / "imagesUn")
+    (workspace.raw / "imagesUn").mkdir()
+    with pytest.raises(UnlabeledDataError, match=r"imagesUn holds no image, so none of the cases in .*_unlabeled is used"):
+        trainer.prepare_unlabeled()
     shutil.rmtree(workspace.raw)
     trainer.prepare_unlabeled()
     shutil.rmtree(trainer.unlabeled.folder / STATE_FOLDER)

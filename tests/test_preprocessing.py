@@ -344,10 +344,10 @@ def test_a_validation_case_that_was_preprocessed_again_is_still_found_among_the_
     d = dataset(workspace)
     preprocess(d, 1)
     validation = nnUNetDatasetBlosc2(str(d.labeled_folder), ["tr_0"])
-    check_overlap(d, d.usable_cases(), ["tr_0"], validation)
+    check_overlap(d, d.usable_cases(), validation)
     shutil.copy(d.labeled_folder / "tr_1.b2nd", d.labeled_folder / "tr_0.b2nd")
     with pytest.raises(UnlabeledDataError, match="case copy has the same voxels as labelled case tr_0"):
-        check_overlap(d, d.usable_cases(), ["tr_0"], validation)
+        check_overlap(d, d.usable_cases(), validation)
 
 
 def test_annotated_voxels_without_any_foreground_are_none(workspace: Workspace):

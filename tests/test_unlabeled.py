@@ -254,6 +254,15 @@ def test_an_emptied_folder_is_not_filled_from_what_was_preprocessed(workspace: W
     assert len(dataset(workspace).usable_cases()) == 5
 
 
+def test_a_case_that_has_got_its_label_is_no_longer_unlabelled(workspace: Workspace):
+    """As on a node without raw data, to which the preprocessed labelled case was copied after the unlabelled one."""
+    d = dataset(workspace)
+    preprocess(d, 1)
+    (workspace.raw / "imagesUn").rename(workspace.raw / "elsewhere")
+    shutil.copy(d.labeled_folder / "tr_0.pkl", d.labeled_folder / "un_3.pkl")
+    assert d.usable_cases() == ["un_0", "un_1", "un_2", "un_4"]
+
+
 def break_name(folder: Path) -> None:
     (folder / "un_0_0000.nii.gz").rename(folder / "un_0.nii.gz")
 
