@@ -64,7 +64,8 @@ class MemoryBank(nn.Module):
         width: ``D``.
         per_class: Embeddings drawn per class and step; the paper's 256.
         max_rows_per_class: Bound on what is stored per class over all cases. Up to ``max_rows_per_class / per_class``
-            cases (256 with the defaults) each has ``per_class`` slots; beyond, they share what there is.
+            cases (256 with the defaults) each has ``per_class`` slots; beyond, they share what there is, but never have
+            fewer than ``per_class`` together.
     """
 
     embeddings: Tensor
@@ -82,7 +83,8 @@ class MemoryBank(nn.Module):
         self.case_index = {case: i for i, case in enumerate(sorted(cases))}
         self.num_classes = num_classes
         self.per_class = per_class
-        self.slots = min(per_class, max(1, max_rows_per_class // max(1, len(cases))))
+        number = max(1, len(cases))
+        self.slots = min(per_class, max(max_rows_per_class // number, -(-per_class // number)))
         self.register_buffer("embeddings", torch.zeros(len(cases), num_classes, self.slots, width))
         self.register_buffer("counts", torch.zeros(len(cases), num_classes, dtype=torch.int64))
 
@@ -105,10 +107,8 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def sample(self) -> MemorySample:
         """Draws ``per_class`` embeddings per class without replacement; a class that holds fewer gives none."""
-        cases = self.counts.shape[0]
         keys = uniform_order_statistics(self.counts.T, self.slots)  # (K, cases, slots), by rank
-        n = min(self.per_class, cases * self.slots)
-        value, flat = keys.flatten(1).topk(n, sorted=False)  # (K, n)
+        value, flat = keys.flatten(1).topk(self.per_class, sorted=False)  # (K, per_class)
         case, rank = flat // self.slots, flat % self.slots
         # Any fixed assignment of ranks to stored voxels gives the right distribution in one step. A random rotation
         # makes the draws of different steps differ also while a case is not visited.
@@ -119,8 +119,6 @@ class MemoryBank(nn.Module):
         embeddings = self.embeddings[case, of_class, slot]
         # With more cases than max_rows_per_class / per_class a class can hold enough voxels but too few stored ones.
         enough = (self.counts.sum(0) >= self.per_class).unsqueeze(1) & (value > float("-inf"))
-        if n < self.per_class:
-            enough = torch.zeros_like(enough)
         return MemorySample(embeddings.flatten(0, 1), enough.flatten())
 
     def fill(self) -> Tensor:

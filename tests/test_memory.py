@@ -84,6 +84,17 @@ def test_size_is_bounded(cases):
     assert bank.embeddings.shape == (cases, 2, bank.slots, 64)
 
 
+@pytest.mark.parametrize(("cases", "max_rows"), [(3, 8), (3, 10), (5, 8), (7, 8), (9, 8)])
+def test_a_bound_that_the_cases_do_not_divide_leaves_enough_to_draw(cases: int, max_rows: int):
+    """Three cases with eight rows would have two each, which are six, and none could ever draw eight."""
+    bank = MemoryBank([f"c{i}" for i in range(cases)], 1, 2, per_class=8, max_rows_per_class=max_rows)
+    for i in range(cases):
+        bank.write(f"c{i}", torch.full((1, bank.slots, 2), float(i)), torch.tensor([50]))
+    embeddings, valid = bank.sample()
+    assert embeddings.shape == (8, 2)
+    assert valid.all()
+
+
 def test_slots_that_are_empty_are_not_drawn():
     """Where cases share the rows, a class can hold enough voxels but too few stored ones."""
     bank = MemoryBank(["a", "b", "c"], 1, width=1, per_class=4, max_rows_per_class=6)
