@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import blobs, write_image
 
+from study.metrics import read_metrics
+
+MEAN_OF_NETWORKS = Path(__file__).resolve().parents[1] / "benchmarks" / "mean_of_networks.py"
 LABEL_QUALITY = Path(__file__).resolve().parents[1] / "benchmarks" / "label_quality.py"
 RUN_STUDY = Path(__file__).resolve().parents[1] / "benchmarks" / "run_study.py"
 ARMS = {
@@ -122,3 +125,17 @@ def test_every_kind_of_arm_and_a_kill(tmp_path: Path):
     missing = subprocess.run([*quality, "--arm", "mean teacher"], capture_output=True, encoding="utf-8")
     assert missing.returncode == 1
     assert "has no trained model: run the study first, an arm with auxiliary" in missing.stderr
+
+    mean = subprocess.run(
+        [sys.executable, str(MEAN_OF_NETWORKS), str(file), "-o", str(output), "--labeled", "2"],
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert mean.returncode == 0, mean.stderr
+    assert [line.split(" | ")[0] for line in mean.stdout.splitlines()[-3:]] == ["| V", "| A", "| mean of V and A"]
+    folder = output / "mean_of_networks" / "CAML-2-subset0-seed0"
+    for name, suffix in (("V", ""), ("A", "-auxiliary")):
+        of_study = read_metrics(output / "metrics" / f"CAML-2-subset0-seed0{suffix}.csv")
+        assert read_metrics(folder / f"{name}.csv") == of_study, "the study's own figures"
+    assert [row["case"] for row in read_metrics(folder / "mean of V and A.csv")] == [row["case"] for row in of_study]
+    assert not list(folder.rglob("*.npz"))

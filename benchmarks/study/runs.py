@@ -12,8 +12,8 @@ from study.metrics import measure
 from study.schedules import COST, TIMING, trainer_name
 
 __all__ = [
-    *("execute", "is_done", "is_trained", "iteration_seconds", "measured_data", "metrics_file", "model_folder", "read_cost"),
-    "time_arms",
+    *("execute", "is_done", "is_trained", "iteration_seconds", "measured_data", "metrics_file", "model_folder", "predict"),
+    *("read_cost", "time_arms"),
 ]
 
 
@@ -122,7 +122,16 @@ def read_cost(study: Study, work: Workspace, run: Run) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def predict(study: Study, work: Workspace, run: Run, images: Path, predictions: Path, mirrored: bool, suffix: str = "") -> None:
+def predict(
+    study: Study,
+    work: Workspace,
+    run: Run,
+    images: Path,
+    predictions: Path,
+    mirrored: bool,
+    suffix: str = "",
+    probabilities: bool = False,
+) -> None:
     """Predicts all images of a folder with the last checkpoint."""
     trainer = trainer_name(run) + suffix
     command = ["nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-f", "all", "-tr", trainer]
@@ -130,6 +139,8 @@ def predict(study: Study, work: Workspace, run: Run, images: Path, predictions: 
     command += ["-p", PLANS, "-device", work.device, "-npp", "1", "-nps", "1"]
     if not mirrored:
         command.append("--disable_tta")
+    if probabilities:
+        command.append("--save_probabilities")
     work.run(f"{run.name}{suffix}", command)
 
 
