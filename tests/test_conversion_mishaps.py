@@ -225,6 +225,19 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert find_files(tmp_path, r".*\.nii\.gz") == [tmp_path / "a" / "a.nii.gz"]
 
 
+def test_what_nnunet_keeps_below_the_source_is_no_part_of_it(tmp_path, monkeypatch):
+    """As with everything on one disk, the data set of an earlier conversion among it."""
+    for i, variable in enumerate(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        write(tmp_path / variable / f"Dataset001_A/imagesTr/old{i}.nii.gz", random_image(0))
+    write(tmp_path / "scans" / "new.nii.gz", random_image(1))
+    assert find_files(tmp_path, r".*\.nii\.gz") == [tmp_path / "scans" / "new.nii.gz"]
+    within = tmp_path / "nnUNet_raw"
+    assert find_files(within, r".*\.nii\.gz") == [within / "Dataset001_A/imagesTr/old0.nii.gz"], "asked for by name"
+    monkeypatch.setenv("nnUNet_results", "")
+    assert len(find_files(tmp_path, r".*\.nii\.gz")) == 2
+
+
 def test_damaged_list_of_patients(tmp_path, raw, capsys):
     source = raw_data_set(tmp_path / "Dataset050_Mine")
     (source / "split.json").write_text('{"patients": {"p0": "a",', encoding="utf-8")

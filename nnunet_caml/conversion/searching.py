@@ -10,6 +10,8 @@ from nnunet_caml.conversion.errors import ConversionError
 
 #: at the root of a disk, where nobody may look into them
 OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+#: nnU-Net's folders, which may lie on the disk of the downloads, with data sets of earlier conversions in them
+OF_NNUNET = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
@@ -48,6 +50,8 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """``os.walk`` that follows links, but into no folder twice, rather under its own name than under a link's.
 
+    What nnU-Net keeps below the folder is passed by.
+
     Raises:
         ConversionError: A folder cannot be opened: its cases would be left out without a word.
     """
@@ -55,7 +59,8 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     def refuse(error: OSError) -> None:
         raise ConversionError(f"{error.filename} cannot be opened: {error.strerror}.") from error
 
-    seen = set()
+    seen = {os.path.realpath(os.environ[name]) for name in OF_NNUNET if os.environ.get(name)}
+    seen.discard(os.path.realpath(folder))
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
