@@ -1,0 +1,61 @@
+"""Which preprocessed unlabelled cases are trained with, and what is recorded of them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Workspace
+from test_unlabeled import dataset
+
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.unlabeled import CaseState, read_sources, same_sources
+
+
+def test_cases_taken_out_of_the_raw_data_are_not_used(workspace: Workspace):
+    preprocess(dataset(workspace), 1)
+    (workspace.raw / "imagesUn/un_2_0000.nii.gz").unlink()
+    assert dataset(workspace).usable_cases() == ["un_0", "un_1", "un_3", "un_4"]
+
+
+def test_an_emptied_folder_is_not_filled_from_what_was_preprocessed(workspace: Workspace):
+    preprocess(dataset(workspace), 1)
+    for file in (workspace.raw / "imagesUn").iterdir():
+        file.unlink()
+    assert dataset(workspace).usable_cases() == []
+    # taken away altogether, as where the training node has no raw images
+    (workspace.raw / "imagesUn").rmdir()
+    assert len(dataset(workspace).usable_cases()) == 5
+
+
+def test_a_case_that_has_got_its_label_is_no_longer_unlabelled(workspace: Workspace):
+    """As on a node without raw data, to which the preprocessed labelled case was copied after the unlabelled one."""
+    d = dataset(workspace)
+    preprocess(d, 1)
+    (workspace.raw / "imagesUn").rename(workspace.raw / "elsewhere")
+    shutil.copy(d.labeled_folder / "tr_0.pkl", d.labeled_folder / "un_3.pkl")
+    assert d.usable_cases() == ["un_0", "un_1", "un_2", "un_4"]
+
+
+def test_a_file_of_another_size_is_another_file_whatever_its_time(workspace: Workspace):
+    file = workspace.raw / "imagesUn/un_0_0000.nii.gz"
+    recorded, time = read_sources([file]), file.stat().st_mtime_ns
+    assert same_sources(recorded, [file])
+    file.write_bytes(file.read_bytes() + b" ")
+    os.utime(file, ns=(time, time))
+    assert not same_sources(recorded, [file])
+
+
+def test_a_state_that_could_not_be_written_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on a full disk: a state of earlier stays, and there is no half of the new one."""
+    file, write_text = tmp_path / "un_0.json", Path.write_text
+    CaseState("old", {}, "voxels").write(file)
+
+    def half(path: Path, text: str, **kwargs: str) -> int:
+        write_text(path, text[:5], **kwargs)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        CaseState("new", {}, "voxels").write(file)
+    assert CaseState.read(file) == CaseState("old", {}, "voxels")
