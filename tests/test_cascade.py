@@ -105,6 +105,7 @@ def test_the_next_stage_gets_what_v_predicts(workspace: Workspace, make_trainer,
     monkeypatch.setattr(cascade, "default_num_processes", 1)
     monkeypatch.setattr(cascade, "pool", lambda *_arguments: ThreadPoolExecutor(1))
     cascade.predict_for_next_stage(trainer)
+    assert trainer.network.decoder.deep_supervision, "as it was"
     predicted = Path(trainer.output_folder_base) / "predicted_next_stage" / "3d_cascade_fullres"
     trainer.network.eval()
     trainer.set_deep_supervision_enabled(False)

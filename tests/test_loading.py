@@ -12,8 +12,10 @@ def test_workers_need_not_be_forked(make_trainer):
     trainer = make_trainer()
     trainer.on_train_start()
     _, validation = trainer.do_split()
-    for augmenter, first in ((trainer.dataloader_train.labeled, "tr_"), (trainer.dataloader_train.unlabeled, "un_")):
+    pair = trainer.dataloader_train
+    for augmenter, first, around_foreground in ((pair.labeled, "tr_", True), (pair.unlabeled, "un_", False)):
         loader = labeled_loader(augmenter)
+        assert any(loader.get_do_oversample(i) for i in range(loader.batch_size)) == around_foreground
         arrived = pickle.loads(pickle.dumps(loader))
         batch = next(arrived)
         assert batch["data"].shape == (loader.batch_size, 1, *trainer.configuration_manager.patch_size)
