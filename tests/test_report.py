@@ -78,6 +78,7 @@ def test_kept_figures_stand_in_for_runs_that_are_not_here(tmp_path: Path):
     assert list(report.collect(s, here, tmp_path / "kept", [four])) == [key]
     text = report.write(s, Workspace(tmp_path / "nothing", tmp_path), tmp_path / "kept")
     assert "0.306" in text
+    assert "- 1 before this was written down" in (tmp_path / "nothing/report/summary.md").read_text(encoding="utf-8")
     averaged = text.split("Every run by itself")[0]
     assert [row.endswith("| 0.25 | 5 | 2.0 |") for row in averaged.splitlines() if "labelled only | " in row] == [False, True]
 

@@ -17,6 +17,7 @@ from nnunet_caml.demo.commands import CommandError
 from study import report, runs, schedules
 from study.commands import FOLDERS, Workspace
 from study.description import Arm, Run
+from study.provenance import made_with
 from study.schedules import COST, Scheduled
 
 WORDS: dict[str, Any] = {
@@ -185,6 +186,7 @@ def test_what_a_training_cost(tmp_path: Path, monkeypatch):
         assert trainer.train_step({"a": 1}) == {"a": 1}
     trainer.on_train_end()
     cost = json.loads((tmp_path / COST).read_text(encoding="utf-8"))
+    assert cost.pop("made_with") == made_with(torch.device("cpu"))
     assert cost == {
         "iteration_s": 5 / 10,  # the median of the second half of the epochs
         "training_s": 26.0,

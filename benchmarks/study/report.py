@@ -13,6 +13,7 @@ from study.commands import Workspace
 from study.description import Run, Study
 from study.kept import kept_file, known_cost
 from study.metrics import METRICS, read_metrics
+from study.provenance import summary
 from study.runs import is_done, is_trained, iteration_seconds, metrics_file
 
 __all__ = ["plan", "write"]
@@ -58,7 +59,8 @@ def write(
 ) -> str:
     """Writes ``report/`` and returns the tables.
 
-    ``cases.csv`` has every case of every run, ``summary.md`` the tables, the pictures are named after what they show.
+    ``cases.csv`` has every case of every run, ``summary.md`` the tables and what the trainings were made with, the pictures
+    are named after what they show.
 
     Args:
         study: What was compared.
@@ -74,7 +76,9 @@ def write(
         return "No run is finished yet."
     _write_csv(folder / "cases.csv", results)
     text = f"{table(study, work, results, kept, against)}\n\n{runs_table(study, results, against)}"
-    (folder / "summary.md").write_text(text + "\n", encoding="utf-8")
+    finished = [run for run in study.runs() if (run.arm.name, run.labeled, run.subset, run.seed) in results]
+    origin = summary(cost for run in finished if (cost := known_cost(study, work, run, kept)))
+    (folder / "summary.md").write_text(f"{text}\n\n{origin}\n", encoding="utf-8")
     figures.learning_curve(study, case_means(results), folder / "learning_curve.png")
     figures.arms(study, case_means(results), folder / "arms.png")
     figures.training_curves(study, work, folder / "training.png")

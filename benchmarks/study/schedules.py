@@ -19,6 +19,7 @@ from nnunet_caml.networks import make_auxiliary, unwrap
 from process_memory import peak_bytes
 from study.commands import replace_text
 from study.description import Run, Study, StudyError
+from study.provenance import MADE_WITH, made_with
 
 __all__ = ["AuxiliaryNetwork", "Scheduled", "find_trainer", "trainer_name", "write_trainers"]
 
@@ -87,7 +88,7 @@ class Scheduled:
             for which in ("start", "end")
         )
         last = float(np.median(np.subtract(ended, started)[len(ended) // 2 :]))
-        cost = {
+        cost: dict[str, Any] = {
             # with loading, and with nnU-Net's look at validation patches
             "iteration_s": last / self.num_iterations_per_epoch,
             "training_s": float(np.sum(np.subtract(ended, started))),
@@ -98,6 +99,7 @@ class Scheduled:
         folder = Path(self.output_folder)  # type: ignore[attr-defined]
         if self.study_keeps_auxiliary:
             save_auxiliary(self, folder)
+        cost[MADE_WITH] = made_with(self.device)  # type: ignore[attr-defined]
         # last, because with this file a run counts as trained
         replace_text(folder / COST, json.dumps(cost) + "\n")
 

@@ -56,7 +56,7 @@ def _convert_case(task: Task) -> Report:
     images_folder, labels_folder = FOLDERS[task.role]
     if case.label is not None and labels_folder and not case.label.is_file():  # before the work of reading images
         raise ConversionError(
-            f"{case.label} does not exist, but {case.identifier} should have a label: complete the download, "
+            f"{case.label} does not exist, but {case.identifier} should have a label: complete the data set, "
             "or leave the case out (--skip-broken)."
         )
     channels: list[tuple[sitk.Image, Path]] = []
