@@ -119,6 +119,21 @@ def test_listed_cases(tmp_path, raw, capsys):
     )
 
 
+def test_only_the_cases_of_a_list(tmp_path, raw, capsys):
+    source = decathlon(tmp_path / "Task07_Organ", channels=1)
+    (source / "labelsTr" / "organ_000.nii.gz").unlink()  # what is not taken need not be whole
+    wanted = tmp_path / "mine.txt"
+    wanted.write_text("organ_004\norgan_001\norgan_002\n", encoding="utf-8")
+    run("decathlon.py", source, "--dataset-id", 7, "--labeled", 1, "--only", wanted)
+    split = split_of(raw / "Dataset007_Organ")
+    assert sorted(split["labeled"] + split["unlabeled"]) == ["organ_001", "organ_002", "organ_004"]
+    assert split["test"] == []
+    assert "--only mine.txt" in split["command"]
+    wanted.write_text("organ_004\norgan_900\norgan_901\n", encoding="utf-8")
+    complaint = sentence(capsys, "decathlon.py", source, "--dataset-id", 8, "--labeled", 1, "--only", wanted)
+    assert "mine.txt names organ_900, which SOURCE does not have (2 of 3 are missing)" in complaint
+
+
 def test_missing_files_of_a_task(tmp_path, raw, capsys):
     source = decathlon(tmp_path / "Task07_Organ", channels=1)
     complaint = sentence(

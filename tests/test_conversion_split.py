@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_caml.conversion import Case, ConversionError, Dataset, draw_split, find_images, read_list
+from nnunet_caml.conversion.cases import only
 
 
 def cases_named(*names: str) -> list[Case]:
@@ -68,6 +69,13 @@ def test_patients_in_lists():
         draw_split(cases, 4)
     with pytest.raises(ConversionError, match="--test 4 asks for more patients than the 3"):
         draw_split(cases, 1, test=4)
+
+
+def test_only_listed_cases_or_patients():
+    cases = patients_named(a="a1 a2", b="b1 b2 b3-", c="c1")
+    assert [case.identifier for case in only(cases, ["c1", "b", "a2"], Path("l.txt"))] == ["a2", "b1", "b2", "b3", "c1"]
+    with pytest.raises(ConversionError, match=r"l\.txt names d, which SOURCE does not have"):
+        only(cases, ["a", "d"], Path("l.txt"))
 
 
 @pytest.mark.parametrize("name", ["a b", "a/b", ".hidden", "", "a\n"])

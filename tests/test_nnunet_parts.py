@@ -1,6 +1,7 @@
 """Guards of documentation/nnunet_parts.md: each private part of nnU-Net that is relied on is still what it was."""
 
 import inspect
+import itertools
 
 import numpy as np
 import skimage.io
@@ -130,6 +131,15 @@ def test_deep_supervision_keeps_the_loss_of_one_resolution():
 
     assert DeepSupervisionWrapper(whole, [1]).loss is whole
     assert "DeepSupervisionWrapper(loss, weights)" in source(nnUNetTrainer._build_loss)
+
+
+def test_sizes_of_the_outputs(make_trainer):
+    trainer = make_trainer()
+    scales = trainer._get_deep_supervision_scales()
+    assert scales[0] == [1.0] * 3, "highest resolution first"
+    assert all(np.all(np.array(coarse) <= fine) for fine, coarse in itertools.pairwise(scales))
+    trainer.enable_deep_supervision = False
+    assert trainer._get_deep_supervision_scales() is None
 
 
 def test_compiled_modules():

@@ -119,10 +119,10 @@ def test_every_subset_is_a_lot_of_its_own(tmp_path: Path, commands: list[list[st
 
 
 def test_development_cases_are_drawn_by_their_own_seed(tmp_path: Path, commands: list[list[str]]):
-    s = study(labeled=(4,), subsets=(2,), data=Data("decathlon.py", "task", ("--test", "5"), development=3, development_seed=7))
+    s = study(labeled=(4,), subsets=(2,), data=Data("decathlon.py", "task", ("--test", "5"), "l.txt", 3, 7))
     _prepare(s, Workspace(tmp_path, tmp_path), s.runs())
     assert conversions(commands) == [
-        "decathlon.py task --dataset-id 1 --name WholeSource --labeled all --test 5",
+        "decathlon.py task --dataset-id 1 --name WholeSource --labeled all --test 5 --only l.txt",
         "hide_labels.py Dataset001_WholeSource --dataset-id 2 --name AllLabels --labeled all --without-test --test 3 --seed 7 "
         "--link",
         "hide_labels.py Dataset002_AllLabels --dataset-id 3 --name Labeled4Subset2 --labeled 4 --seed 2 --link",

@@ -65,15 +65,16 @@ def check_batch_sizes(study: Study, work: Workspace, names: Sequence[str]) -> No
 def _prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
     base, data = ALL_LABELS, study.data
     source = str(work.shared / data.source)
+    arguments = [*data.arguments, *(["--only", data.only] if data.only else [])]
     if data.order_of_source:
         for run in selected:
             name, labeled = dataset_name(study, run), "all" if run.labeled is None else str(run.labeled)
-            _make(work, name, data.converter, source, "--labeled", labeled, *data.arguments)
+            _make(work, name, data.converter, source, "--labeled", labeled, *arguments)
             plan_and_preprocess(study, work, name)
         return
     if data.development:
         base = WHOLE
-    _make(work, base, data.converter, source, "--labeled", "all", *data.arguments)
+    _make(work, base, data.converter, source, "--labeled", "all", *arguments)
     if data.development:
         _make(
             work,

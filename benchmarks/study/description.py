@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Data:
         converter: Name of a script in ``dataset_conversion/``.
         source: Its SOURCE, relative to the folder of shared data.
         arguments: Its further arguments. All training cases keep their label here; the test cases are held out.
+        only: List of the cases to take, beside the study file; all, if not given.
         development: Number of training cases that take the place of the test cases. With 0 the test cases are used, which
             is for the end, when all choices are made.
         order_of_source: The labelled cases are the first ones in the source's own order, as the converter takes them, and
@@ -31,6 +32,7 @@ class Data:
     converter: str
     source: str
     arguments: tuple[str, ...] = ()
+    only: str | None = None
     development: int = 0
     development_seed: int = 1
     order_of_source: bool = False
@@ -175,6 +177,8 @@ def read_study(path: Path) -> Study:
     for key, kind in (("data", Data), ("configuration", Configuration)):
         if key in content:
             content[key] = _make(kind, content[key], f"{path}, {key}")
+    if "data" in content and content["data"].only is not None:
+        content["data"] = replace(content["data"], only=str(path.resolve().parent / content["data"].only))
     content["arms"] = tuple(_make(Arm, {"name": k, **v}, f"{path}, arm {k}") for k, v in content.get("arms", {}).items())
     study = _make(Study, content, str(path))
     _check(study, path)

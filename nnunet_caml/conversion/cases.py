@@ -259,6 +259,26 @@ def read_list(path: Path) -> list[str]:
     return identifiers
 
 
+def only(cases: Sequence[Case], names: Sequence[str], path: Path) -> list[Case]:
+    """Those of the cases that a list names, in their own order.
+
+    Args:
+        cases: All cases found.
+        names: Identifiers, or patients for all of their cases.
+        path: The list, for the message.
+
+    Raises:
+        ConversionError: It names what is not among the cases.
+    """
+    found = {name for case in cases for name in (case.identifier, case.unit)}
+    if unknown := [name for name in names if name not in found]:
+        raise ConversionError(
+            f"{path} names {unknown[0]}, which SOURCE does not have ({len(unknown)} of {len(names)} are missing): complete "
+            "the data set, or take it off the list."
+        )
+    return [case for case in cases if {case.identifier, case.unit} & set(names)]
+
+
 def find_images(folder: Path, channels: int = 1) -> Iterable[Case]:
     """Finds the images in a folder, as cases without a label.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_caml.conversion.cases import Case, Dataset, draw_split, find_images, read_list
+from nnunet_caml.conversion.cases import Case, Dataset, draw_split, find_images, only, read_list
 from nnunet_caml.conversion.errors import ConversionError
 from nnunet_caml.conversion.writer import convert, target_folder
 
@@ -62,6 +62,7 @@ def argument_parser(
             help="hold out N cases with a label for testing, drawn before the labelled ones",
         )
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--only", type=Path, metavar="LIST", help="file of the cases of SOURCE to take, one a line; no others")
     parser.add_argument("--unlabeled-from", type=Path, metavar="DIR", help="folder of more cases without a label")
     parser.add_argument("--link", action="store_true", help="link files that need no conversion, do not copy")
     parser.add_argument("--overwrite", action="store_true", help="replace the data set if it exists")
@@ -123,6 +124,8 @@ def _convert(
         dataset = replace(dataset, name=options.name)
     target_folder(raw, options.dataset_id, dataset.name, options.overwrite)  # complain before a long search
     cases = list(find(options.source, options))
+    if options.only:
+        cases = only(cases, read_list(options.only), options.only)
     if options.unlabeled_from is not None:
         if find_unlabeled is not None:
             more = list(find_unlabeled(options.unlabeled_from))
