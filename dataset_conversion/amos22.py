@@ -2,7 +2,7 @@
 """AMOS 2022: 15 abdominal organs in CT and MRI.
 
 SOURCE holds imagesTr, labelsTr, imagesVa and labelsVa with amos_0001.nii.gz and so on (labels 0 to 15), directly or in a
-folder amos22. --modality chooses CT (numbers below 500), MRI (500 and above) or both. The cases of imagesTr that keep
+folder amos22. --modality chooses CT (numbers up to 500), MRI (above) or both. The cases of imagesTr that keep
 their label are drawn at random, the others are unlabelled; those of imagesVa, whose labels are public, are the test cases.
 The challenge's own test images have no public labels and are left out unless --use-test-images makes them unlabelled cases.
 
@@ -16,8 +16,8 @@ from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from flare22 import by_identifier, outside
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, find_images, main
+from flare22 import by_identifier
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main, of_one_kind, outside
 
 ENDING = ".nii.gz"
 NAME = r"amos_\d{4}\.nii\.gz"
@@ -48,7 +48,7 @@ DATASETS = {
 def modality(identifier: str) -> str:
     """``"ct"`` or ``"mr"`` for a name such as ``amos_0001``."""
     number = int(identifier[-4:])
-    return "mr" if 500 <= number < 5000 or number >= 7000 else "ct"
+    return "mr" if 500 < number < 5000 or number >= 7000 else "ct"
 
 
 def is_further(path: Path) -> bool:
@@ -98,7 +98,7 @@ def unlabeled_cases(files: Iterable[Path], options: Namespace) -> list[Case]:
 def find_unlabeled(folder: Path, options: Namespace) -> Iterable[Case]:
     """More cases: at any depth if they are called as in AMOS, else image files in the folder itself."""
     files = find_files(folder, NAME)
-    return unlabeled_cases(files, options) if files else find_images(folder)
+    return of_one_kind(unlabeled_cases(files, options), folder, files)
 
 
 def dataset(source: Path, options: Namespace) -> Dataset:

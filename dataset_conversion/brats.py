@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_caml.conversion import Case, CaseLists, ConversionError, Dataset, argument_parser, find_files, main
+from nnunet_caml.conversion import Case, CaseLists, ConversionError, Dataset, argument_parser, find_files, main, outside
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 LABELED_HELP = (
@@ -36,10 +36,10 @@ DATASET = Dataset(
 )
 
 
-def files_by_case(folder: Path) -> dict[str, dict[str, Path]]:
-    """For each case, its files by sequence, and its label as ``"seg"``."""
+def files_by_case(folder: Path, but: Path | None = None) -> dict[str, dict[str, Path]]:
+    """For each case, its files by sequence, and its label as ``"seg"``; of no case in the folder ``but``."""
     found: dict[str, dict[str, Path]] = defaultdict(dict)
-    for path in find_files(folder, rf".+_({'|'.join(SEQUENCES)}|seg)\.nii(\.gz)?"):
+    for path in outside(find_files(folder, rf".+_({'|'.join(SEQUENCES)}|seg)\.nii(\.gz)?"), but):
         identifier, sequence = re.sub(r"\.nii(\.gz)?$", "", path.name).rsplit("_", 1)
         if sequence in found[identifier]:
             raise ConversionError(
@@ -63,7 +63,7 @@ def case(identifier: str, files: dict[str, Path], source: Path, test: bool = Fal
 
 def find(source: Path, options: Namespace) -> Iterable[Case]:
     """All cases, or those of the lists."""
-    found = files_by_case(source)
+    found = files_by_case(source, options.unlabeled_from)
     if options.lists is None:
         for identifier in sorted(found):
             yield case(identifier, found[identifier], source)

@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, find_images, main
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main, of_one_kind, outside
 
 ENDING, CHANNEL = ".nii.gz", "_0000.nii.gz"
 UNLABELED = r"Case_\d{5}_0000\.nii\.gz"
@@ -49,11 +49,6 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
     yield from unlabeled_cases(outside(find_files(source, UNLABELED), options.unlabeled_from))
 
 
-def outside(files: Iterable[Path], folder: Path | None) -> list[Path]:
-    """The files that do not lie in a folder: ``--unlabeled-from`` may be a part of SOURCE."""
-    return [path for path in files if folder is None or folder.resolve() not in path.resolve().parents]
-
-
 def by_identifier(files: Iterable[Path], ending: str) -> dict[str, Path]:
     """Files by their name without the ending.
 
@@ -76,7 +71,7 @@ def unlabeled_cases(files: Iterable[Path]) -> list[Case]:
 
 def find_unlabeled(folder: Path) -> Iterable[Case]:
     """More cases: at any depth if they are called as in the challenge, else image files in the folder itself."""
-    return unlabeled_cases(find_files(folder, UNLABELED)) or find_images(folder)
+    return of_one_kind(unlabeled_cases(find_files(folder, UNLABELED)), folder)
 
 
 if __name__ == "__main__":

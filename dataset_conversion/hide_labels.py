@@ -125,11 +125,19 @@ def names_in(folder: Path) -> list[str]:
 
 
 def channel_files(folder: Path, ending: str) -> Iterable[tuple[str, list[Path]]]:
-    """Every identifier in the folder with its files by channel, :func:`with_gaps`; none if there is no such folder."""
+    """Every identifier in the folder with its files by channel, :func:`with_gaps`; none if there is no such folder.
+
+    Raises:
+        ConversionError: A file is not named as nnU-Net wants it, and would be left out.
+    """
     files = defaultdict(list)
-    for name in names_in(folder):
-        if match := re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", name):
-            files[match[1]].append((folder / name, int(match[2])))
+    for name in (name for name in names_in(folder) if name.endswith(ending)):
+        match = re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", name)
+        if match is None:
+            raise ConversionError(
+                f"{folder / name} is not named CASE_0000{ending} as nnU-Net wants it: rename it, or take it away."
+            )
+        files[match[1]].append((folder / name, int(match[2])))
     return [(identifier, with_gaps(numbered)) for identifier, numbered in files.items()]
 
 

@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from nnunet_caml.conversion import Case, CaseLists, Dataset, argument_parser, find_images, main
+from nnunet_caml.conversion import Case, CaseLists, Dataset, argument_parser, main, of_one_kind
 
 LABELED_HELP = (
     "how many cases keep their label, in the order of train.list (default: 8, a tenth; the literature has 4, 8 and 16: "
@@ -38,7 +38,7 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
 def find_unlabeled(folder: Path) -> Iterable[Case]:
     """More cases: folders as in SOURCE, or image files."""
     found = [Case(path.parent.name, [path]) for path in sorted(folder.glob("*/lgemri.nrrd"))]
-    return found or find_images(folder)
+    return of_one_kind(found, folder)
 
 
 if __name__ == "__main__":

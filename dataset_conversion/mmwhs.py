@@ -63,28 +63,26 @@ def dataset(source: Path, options: Namespace) -> Dataset:
 def find(source: Path, options: Namespace) -> Iterable[Case]:
     """The training cases of the modality, and with ``--use-test-images`` its test cases."""
     modality = "ct|mr" if options.modality == "both" else options.modality
-    found: dict[str, list[Path]] = {"train": [], "test": []}
-    for path in find_files(source, rf".*{re.escape(ENDING)}"):
-        match = re.fullmatch(rf"({modality})_(train|test)_\d+", path.name.removesuffix(ENDING))
-        if match:
-            found[match[2]].append(path)
+    # archives of what is not wanted may stay packed
+    images = find_files(source, rf"({modality})_train_\d+{re.escape(ENDING)}")
     # a label whose image is lost is a broken case, not none
-    for path in find_files(source, r".*_label\.nii\.gz"):
+    for path in find_files(source, rf"({modality})_train_\d+_label\.nii\.gz"):
         image = path.with_name(path.name.replace("_label", "_image"))
-        if re.fullmatch(rf"({modality})_train_\d+{ENDING}", image.name) and image not in found["train"]:
-            found["train"].append(image)
-    if not found["train"]:
+        if image not in images:
+            images.append(image)
+    if not images:
         wanted = modality.replace("|", " or ")
         raise ConversionError(
             f"{source} holds no {wanted}_train_1001{ENDING} and the like: SOURCE should be the folder of the unpacked download."
         )
-    for image in found["train"]:
+    for image in images:
         label = image.with_name(image.name.replace("_image", "_label"))
         yield Case(image.name.removesuffix(ENDING), [image], label)
     if options.use_test_images:
-        if not found["test"]:
+        tests = find_files(source, rf"({modality})_test_\d+{re.escape(ENDING)}")
+        if not tests:
             raise ConversionError(f"{source} holds no test images of this modality: leave out --use-test-images.")
-        for image in found["test"]:
+        for image in tests:
             yield Case(image.name.removesuffix(ENDING), [image])
 
 

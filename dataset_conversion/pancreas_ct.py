@@ -32,6 +32,7 @@ from nnunet_caml.conversion import (
     main,
     read_image,
 )
+from nnunet_caml.conversion.cases import image_files
 from nnunet_caml.conversion.searching import walk
 
 LABELED_HELP = (
@@ -203,7 +204,7 @@ def _flip_by_comparison(image: sitk.Image, label: sitk.Image, header: tuple[bool
     raise ConversionError(
         f"{path}: the image does not show clearly which way the label lies (inside minus outside {falls[best]:.3g} HU with "
         f"the flip {names[best]!r}, {falls[second]:.3g} HU with {names[second]!r}; its header says {names[header]!r}): look at "
-        "it, and say with --label-flip."
+        "it, and flip the file, leave the case out (--skip-broken), or say with --label-flip how all labels lie."
     )
 
 
@@ -317,10 +318,16 @@ def find_unlabeled(folder: Path) -> Iterable[Case]:
     """More cases: a folder with a DICOM series for each, or image files."""
     if not folder.is_dir():
         raise ConversionError(f"{folder} is no folder: it should hold folders with DICOM series, or image files.")
-    found = [
-        path for path in sorted(folder.iterdir()) if path.is_dir() and any(f.suffix.lower() == ".dcm" for f in path.rglob("*"))
-    ]
-    return [Case(path.name, [path]) for path in found] or find_images(folder)
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    series = [path for path in folders if any(f.suffix.lower() == ".dcm" for f in path.rglob("*"))]
+    if not series:
+        return find_images(folder)
+    if others := [*(path for path in folders if path not in series), *image_files(folder)]:
+        raise ConversionError(
+            f"{folder} holds a series of .dcm files in {series[0].name}, and {others[0].name}, which has none and would be "
+            "left out: give DICOM files the ending .dcm, and take away what is no series."
+        )
+    return [Case(path.name, [path]) for path in series]
 
 
 def axes(text: str) -> str:

@@ -28,18 +28,19 @@ What holds for every data set written:
 - Nothing is resampled or normalised. A source file that is already what the data set needs is copied byte for byte
   (or linked, with ``--link``); any other is written anew with its own voxel type, spacing, origin and direction.
 - Files end in ``.nii.gz``. NIfTI keeps geometry in float32: spacing and direction are within 1e-6, an origin is within
-  1e-6 of itself or 1e-6 mm, whichever is more; a file where that fails is an error. With ``--link``, where all source
+  1e-6 of itself or 1e-6 mm, whichever is more; a direction matrix of few decimals becomes the nearest with right angles,
+  and is an error if that moves a corner by more than 0.01 voxels. With ``--link``, where all source
   files share one other ending that nnU-Net reads (``.nrrd``, ``.mha``, ...), the data set takes that ending instead,
   because nnU-Net wants the same one for all images and labels and a link cannot change it.
 - Where a converter says so (``Dataset.in_place``), ``--link`` names unlabelled files in the entry ``unlabeled`` of
   ``dataset.json`` and leaves them where they are.
 """
 
-from nnunet_caml.conversion.cases import Case, ConversionError, Dataset, Split, draw_split, find_images, read_list
+from nnunet_caml.conversion.cases import Case, ConversionError, Dataset, Split, draw_split, find_images, of_one_kind, read_list
 from nnunet_caml.conversion.commandline import argument_parser, main
 from nnunet_caml.conversion.listed import CaseLists, H5Cases, required_folder
 from nnunet_caml.conversion.reading import read_h5, read_image
-from nnunet_caml.conversion.searching import find_files
+from nnunet_caml.conversion.searching import find_files, outside
 from nnunet_caml.conversion.writer import Summary, convert
 
 __all__ = [
@@ -56,6 +57,8 @@ __all__ = [
     "find_files",
     "find_images",
     "main",
+    "of_one_kind",
+    "outside",
     "read_h5",
     "read_image",
     "read_list",

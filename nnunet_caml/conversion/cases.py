@@ -279,6 +279,33 @@ def only(cases: Sequence[Case], names: Sequence[str], path: Path) -> list[Case]:
     return [case for case in cases if {case.identifier, case.unit} & set(names)]
 
 
+def of_one_kind(named: Sequence[Case], folder: Path, files: Iterable[Path] = ()) -> list[Case]:
+    """Cases that are named as in SOURCE, or else the images in the folder itself.
+
+    Args:
+        named: The former.
+        folder: Where they were found.
+        files: Files that are named so, too, but not wanted.
+
+    Raises:
+        ConversionError: There are both, and one kind would be left out.
+    """
+    known = {*files, *(path for case in named for path in case.images)}
+    if not known:
+        return list(find_images(folder))
+    if others := sorted(set(image_files(folder)) - known):
+        raise ConversionError(
+            f"{folder} holds {min(known).name}, named as in SOURCE, and others such as {others[0].name}, which would be left "
+            "out: put each kind into a folder of its own."
+        )
+    return list(named)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The files in a folder that may be images, without hidden ones."""
+    return [path for path in sorted(folder.iterdir()) if ending_of(path) and not path.name.startswith(".")]
+
+
 def find_images(folder: Path, channels: int = 1) -> Iterable[Case]:
     """Finds the images in a folder, as cases without a label.
 
@@ -290,9 +317,8 @@ def find_images(folder: Path, channels: int = 1) -> Iterable[Case]:
     """
     if not folder.is_dir():
         raise ConversionError(f"{folder} is no folder: it should hold image files such as CASE_0000.nii.gz.")
-    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    files = [path for path in visible if ending_of(path)]
-    for below in (path for path in visible if path not in files):
+    files = image_files(folder)
+    for below in (path for path in sorted(folder.iterdir()) if path not in files and not path.name.startswith(".")):
         with suppress(OSError):  # a file, or one of the system's own folders
             if any(ending_of(path) for path in below.iterdir()):
                 print(f"{below} holds images as well, which are not taken: only those in {folder} itself are.", file=sys.stderr)

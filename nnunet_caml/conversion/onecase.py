@@ -13,6 +13,7 @@ from nnunet_caml.conversion.cases import Case, Dataset, Reader
 from nnunet_caml.conversion.errors import ConversionError
 from nnunet_caml.conversion.integrity import damage
 from nnunet_caml.conversion.reading import (
+    SAME_GRID,
     check_finite,
     check_same_grid,
     ending_of,
@@ -21,6 +22,7 @@ from nnunet_caml.conversion.reading import (
     same_geometry,
     split_channels,
     tiff_companion,
+    voxels_apart,
 )
 from nnunet_caml.conversion.summary import Report
 
@@ -57,7 +59,7 @@ def _convert_case(task: Task) -> Report:
     if case.label is not None and labels_folder and not case.label.is_file():  # before the work of reading images
         raise ConversionError(
             f"{case.label} does not exist, but {case.identifier} should have a label: complete the data set, "
-            "or leave the case out (--skip-broken)."
+            "give scans without labels with --unlabeled-from, or leave the case out (--skip-broken)."
         )
     channels: list[tuple[sitk.Image, Path]] = []
     for path in case.images:
@@ -159,10 +161,11 @@ def _place(image: sitk.Image, grid: sitk.Image, source: Path | None, target: Pat
         raise OSError(errno.EIO, "the disk may be full") from error  # not this case's fault
     if damage(target):  # ITK does not say that it could not write all of a compressed file
         raise OSError(errno.ENOSPC, "a file was cut short, the disk may be full")
-    if not same_geometry(written, grid) or written.GetPixelID() != image.GetPixelID():
+    # NIfTI turns a direction matrix of few decimals into the nearest one with right angles
+    if voxels_apart(written, grid) > SAME_GRID or written.GetPixelID() != image.GetPixelID():
         raise ConversionError(
-            f"{ending_of(target)} cannot hold the spacing, origin, direction or voxel type of {target.name}: "
-            "with sources in .nrrd or .mha, try --link, which keeps their format."
+            f"{ending_of(target)} cannot hold the spacing, origin, direction or voxel type of {target.name}: convert the "
+            "source to a format that nnU-Net reads and that can, or leave the case out (--skip-broken)."
         )
     return "converted"
 

@@ -19,7 +19,7 @@ from nnunet_caml.conversion.integrity import damage, finite_in_file
 SUPPORTED = (".nii.gz", ".nrrd", ".mha", ".gipl", ".nii", ".png", ".bmp", ".tif", ".tiff")  # by nnU-Net 2.8
 READABLE = (*SUPPORTED, ".mhd")
 SAME_GRID = 0.01  # voxels: how far apart corners of image and label may lie
-GEOMETRY = 1e-6  # absolute and relative: how far a written file's geometry may be from its source's
+GEOMETRY = 1e-6  # absolute and relative: how far apart the geometry of files may be that are taken as they are
 # of an array to bytes of its HDF5 file: twice what its compression can do, and a damaged size is far beyond it
 MOST_BYTES_PER_BYTE = 2000
 
@@ -178,7 +178,7 @@ def check_same_grid(first: sitk.Image, first_path: Path, second: sitk.Image, sec
             f"{first_path} has shape {first.GetSize()} but {second_path} has {second.GetSize()} (x, y, z): "
             "they should lie on the same voxel grid; check that they belong together."
         )
-    distance = np.linalg.norm(_corners(first) - _corners(second), axis=1).max() / min(first.GetSpacing())
+    distance = voxels_apart(first, second)
     if not distance <= SAME_GRID:
         raise ConversionError(
             f"{first_path} and {second_path} do not lie in the same place: their corners are up to {distance:.3g} "
@@ -186,10 +186,16 @@ def check_same_grid(first: sitk.Image, first_path: Path, second: sitk.Image, sec
         )
 
 
-def _corners(image: sitk.Image) -> np.ndarray:
+def voxels_apart(first: sitk.Image | sitk.ImageFileReader, second: sitk.Image) -> float:
+    """The largest distance of a corner from its counterpart, in voxels of the smallest spacing; shapes are the same."""
+    return float(np.linalg.norm(_corners(first) - _corners(second), axis=1).max() / min(second.GetSpacing()))
+
+
+def _corners(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
     """Positions of the outer corners in mm, ``(2 ** dimensions, dimensions)``."""
     ranges = [(-0.5, size - 0.5) for size in image.GetSize()]
-    return np.array([image.TransformContinuousIndexToPhysicalPoint(index) for index in itertools.product(*ranges)])
+    along_axes = np.array(list(itertools.product(*ranges))) * image.GetSpacing()
+    return np.asarray(image.GetOrigin()) + along_axes @ np.reshape(image.GetDirection(), (len(ranges), -1)).T
 
 
 def same_geometry(first: sitk.Image | sitk.ImageFileReader, second: sitk.Image) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
@@ -43,8 +43,15 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     for archive in sorted(archives):
         for member in _members(archive):
             if re.fullmatch(pattern, member) and not member.startswith(".") and member not in known:
-                raise ConversionError(f"{archive} holds {member}, which is not among the unpacked files: unpack it first.")
+                raise ConversionError(
+                    f"{archive} holds {member}, which is not among the unpacked files: unpack it, or keep it elsewhere."
+                )
     return sorted(found, key=lambda path: (path.name, path))
+
+
+def outside(files: Iterable[Path], folder: Path | None) -> list[Path]:
+    """The files that do not lie in a folder: ``--unlabeled-from`` may be a part of SOURCE."""
+    return [path for path in files if folder is None or folder.resolve() not in path.resolve().parents]
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:

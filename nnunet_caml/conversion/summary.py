@@ -34,13 +34,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did: where it is, one report for each case, and what was left out and why."""
+    """What a conversion did: where it is, one report for each case, and what was left out and why.
+
+    Attributes:
+        grouped: A patient has several labelled cases, which nnU-Net's folds would divide.
+    """
 
     folder: Path
     dataset: Dataset
     reports: Sequence[Report]
     left_out: Mapping[str, str]
     link: bool = False
+    grouped: bool = False
 
     def text(self) -> str:
         """A few lines for the terminal."""
@@ -66,7 +71,7 @@ class Summary:
             lines.append(f"  left out {identifier}: {reason}")
         number = int(self.folder.name[len("Dataset") :].split("_")[0])
         # folds 0 to 4 hold a fifth back, of few cases too many to lose and too few to validate on
-        fold = "all" if len(labelled) < FEW else 0
+        fold = "all" if len(labelled) < FEW or self.grouped else 0
         trainer = " -tr nnUNetTrainerCAML" if count["unlabeled"] else ""
         return "\n".join(
             [

@@ -102,7 +102,8 @@ def convert(
             except Exception as error:  # the work of hours is worth more than a picture of it
                 (folder / "preview.png").unlink(missing_ok=True)
                 print(f"preview.png could not be drawn: {error}", file=sys.stderr)
-    return Summary(target, dataset, reports, left_out, link)
+    labelled = [case.unit for case in cases if case.identifier in split.labeled]
+    return Summary(target, dataset, reports, left_out, link, grouped=len(set(labelled)) < len(labelled))
 
 
 def _check_links(target: Path, cases: Sequence[Case]) -> None:
