@@ -56,9 +56,10 @@ def fold_share(cases: Sequence[str], fold: Any, splits_file: Path) -> list[str]:
 def predict_for_next_stage(trainer: Any) -> None:
     """Predicts this fold's share of the unlabelled cases for every next stage.
 
-    Predictions by the same weights that are newer than their case are kept, so ``--val`` continues what was interrupted;
-    ``--val_best`` predicts all of them anew, as nnU-Net does with the labelled cases. Unlabelled cases that came since are
-    preprocessed first; those that the next stage lacks are left out. Under several GPUs every rank does its part.
+    Predictions by the same weights that are newer than their case are kept, so ``--val`` continues what was interrupted.
+    All are made anew where the weights are others than before (``--val_best``), or where another fold has predicted some of
+    the cases since (``all`` and a fold of a number). Unlabelled cases that came since are preprocessed first; those that the
+    next stage lacks are left out. Under several GPUs every rank does its part.
 
     Args:
         trainer: An ``nnUNetTrainerCAML`` after its validation, whose network is V.
@@ -82,7 +83,7 @@ def predict_for_next_stage(trainer: Any) -> None:
                     f"-p {trainer.plans_manager.plans_name}` where the raw data is, then nnUNetv2_train with --val."
                 )
             share = [case for case in share if case in done]
-        _record_weights(trainer)
+        _record_weights(trainer, share)
         return [case for case in share if not _is_predicted(trainer, case, targets)]
 
     # one rank says which, because the first predictions of another one would change the answer
@@ -133,12 +134,25 @@ def _record(trainer: Any) -> Path:
     return Path(trainer.output_folder) / "unlabeled_predictions.json"
 
 
-def _record_weights(trainer: Any) -> None:
-    """Writes down which weights this fold predicts with, unless it says so already: older predictions are of others."""
+def _record_weights(trainer: Any, share: Sequence[str]) -> None:
+    """Writes down which cases this fold predicts, and with which weights: predictions older than the record are of others.
+
+    The time of a record stays where the weights are the same and no other fold has begun to predict one of the cases since.
+    """
     file = _record(trainer)
-    weights = json.dumps({"epoch_end_timestamp": checkpoints.run_token(trainer.logger)[-1:]})
-    if not file.is_file() or file.read_text(encoding="utf-8") != weights:
-        file.write_text(weights, encoding="utf-8")
+    wanted = {"epoch_end_timestamp": checkpoints.run_token(trainer.logger)[-1:], "cases": list(share)}
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    since = file.stat().st_mtime_ns if before else 0
+    others = [other for other in Path(trainer.output_folder_base).glob(f"fold_*/{file.name}") if other != file]
+    overtaken = any(
+        other.stat().st_mtime_ns >= since and set(share) & set(json.loads(other.read_text(encoding="utf-8"))["cases"])
+        for other in others
+    )
+    half = file.with_suffix(".partial")
+    half.write_text(json.dumps(wanted), encoding="utf-8")
+    if before.get("epoch_end_timestamp") == wanted["epoch_end_timestamp"] and not overtaken:
+        os.utime(half, ns=(since, since))
+    half.replace(file)
 
 
 def _is_predicted(trainer: Any, case: str, targets: dict[str, UnlabeledDataset]) -> bool:

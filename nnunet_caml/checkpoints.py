@@ -6,7 +6,7 @@ that prediction reads not a byte more than with stock nnU-Net.
 
 Both are written under temporary names and moved into place, companion first; older companions are removed last. The
 companion's name carries the epoch that nnU-Net's checkpoint resumes at, so at every moment the checkpoint on disk has its
-companion on disk, whenever the run is killed.
+companion on disk, whenever a run is killed that has begun in this folder, or with ``--c``.
 """
 
 import random

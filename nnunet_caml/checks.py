@@ -6,6 +6,7 @@ from glob import escape
 from pathlib import Path
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from tqdm import tqdm
 
 from nnunet_caml.unlabeled import STATE_FOLDER, CaseState, UnlabeledDataError, UnlabeledDataset, voxel_digest
@@ -19,8 +20,8 @@ def check_labeled(dataset: UnlabeledDataset) -> None:
         UnlabeledDataError: If ``numTraining`` does not match.
     """
     folder = dataset.labeled_folder
-    name, plans = dataset.plans_manager.dataset_name, dataset.plans_manager.plans_name
-    command = f"nnUNetv2_preprocess -d {name} -plans_name {plans} -c {dataset.configuration}"
+    number = convert_dataset_name_to_id(dataset.plans_manager.dataset_name)  # nnU-Net's command takes no name
+    command = f"nnUNetv2_preprocess -d {number} -plans_name {dataset.plans_manager.plans_name} -c {dataset.configuration}"
     cases = list(folder.glob("*.pkl")) if folder.is_dir() else []
     if not cases:
         raise FileNotFoundError(f"There are no preprocessed labelled cases in {folder}. Run `{command}` first.")
@@ -28,6 +29,23 @@ def check_labeled(dataset: UnlabeledDataset) -> None:
         raise UnlabeledDataError(
             f"dataset.json says numTraining = {expected}, but {len(cases)} labelled cases are preprocessed in {folder}. "
             f"Correct numTraining in the raw and the preprocessed dataset.json, or run `{command}` again."
+        )
+
+
+def check_split(split: tuple[Iterable[str], Iterable[str]], labeled: Iterable[str]) -> None:
+    """Raises if the split names a case that is not among the preprocessed labelled ones.
+
+    Args:
+        split: Identifiers of the training and of the validation cases.
+        labeled: Identifiers of all labelled cases.
+
+    Raises:
+        UnlabeledDataError: See above.
+    """
+    if gone := sorted({case for part in split for case in part} - set(labeled)):
+        raise UnlabeledDataError(
+            f"splits_final.json names {gone[0]} ({len(gone)} such case(s)), which is not among the preprocessed labelled "
+            f"cases. Take it out of that file, or delete the file for new folds."
         )
 
 

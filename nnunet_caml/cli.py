@@ -75,7 +75,7 @@ def run_preprocess(options: argparse.Namespace) -> int:
     """``nnunet-caml preprocess``."""
     from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.paths import nnUNet_preprocessed
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_caml.checks import check_names
@@ -88,10 +88,14 @@ def run_preprocess(options: argparse.Namespace) -> int:
         raise ValueError(f"-num_parts must be at least 1, got {options.num_parts}")
     if not 0 <= options.part_id < options.num_parts:
         raise ValueError(f"-part_id must be from 0 to {options.num_parts - 1} (-num_parts - 1), got {options.part_id}")
-    folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(int(options.d) if options.d.isdigit() else options.d)
+    name = maybe_convert_to_dataset_name(int(options.d) if options.d.isdigit() else options.d)
+    folder = Path(nnUNet_preprocessed) / name
     plans_file = folder / f"{options.p}.json"
     if not plans_file.is_file():
-        raise FileNotFoundError(f"{plans_file} does not exist: run nnUNetv2_plan_and_preprocess -d {options.d} first.")
+        command = f"nnUNetv2_plan_and_preprocess -d {convert_dataset_name_to_id(name)}"
+        if options.p != "nnUNetPlans":
+            command += " with -pl PLANNER for the planner that makes these plans"
+        raise FileNotFoundError(f"{plans_file} does not exist: run {command} first.")
     plans = PlansManager(load_json(str(plans_file)))
     dataset_json = load_json(str(folder / "dataset.json"))
     for configuration in options.c:

@@ -9,6 +9,8 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
+from textwrap import shorten
 from typing import NamedTuple
 
 import torch
@@ -128,8 +130,14 @@ def without_cases(dataset_json: dict) -> dict:
 
 def stock_checkpoint(file: Path, plans: dict) -> bytes:
     """A checkpoint as ``nnUNetTrainer`` would have saved it, without the state that only training needs."""
-    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-    if "init_args" not in checkpoint:
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(
+            f"{file} cannot be read as a checkpoint ({shorten(str(error), 160) or 'it is empty'}). Copy it again, or name "
+            f"another one with -chk."
+        ) from None
+    if not isinstance(checkpoint, dict) or "init_args" not in checkpoint:
         raise ValueError(f"{file} is no checkpoint of nnU-Net. Name one with -chk, such as checkpoint_final.pth.")
     checkpoint["trainer_name"] = STOCK_TRAINER
     checkpoint["optimizer_state"] = None

@@ -120,16 +120,23 @@ class Hyperparameters:
             self.num_epochs = self.epochs
 
     def unknown_settings(self) -> Iterator[str]:
-        """A sentence for each public class attribute of a subclass that neither nnU-Net nor this package reads.
+        """A sentence for each public class attribute of a subclass that has no effect, once the trainer is initialised.
 
-        One with an annotation (``palette: str = "viridis"``) is taken for the subclass's own.
+        That is one that neither nnU-Net nor this package reads, unless it has an annotation (``palette: str = "viridis"``),
+        which makes it the subclass's own; or one that the plans overrule.
         """
         mro = type(self).__mro__
-        known = {*vars(self), *(name for cls in mro for name in get_annotations(cls))}
+        known = {*vars(self), *(name for cls in mro for name in get_annotations(cls))} - {"batch_size"}
+        wanted, actual = getattr(type(self), "batch_size", None), getattr(self, "batch_size", None)
+        if wanted not in (None, actual):
+            yield (
+                f"{type(self).__name__}.batch_size = {wanted} has no effect, the batch is of {actual}: nnU-Net takes it from "
+                "the plans. Change batch_size of the configuration in the plans file (nnUNetPlans.json)."
+            )
         for cls in mro[: mro.index(Hyperparameters)]:
             for name, value in vars(cls).items():
                 is_part_of_class = callable(value) or isinstance(value, property | classmethod | staticmethod)
-                if name.startswith("_") or is_part_of_class or name in known:
+                if name.startswith("_") or is_part_of_class or name in {*known, "batch_size"}:
                     continue
                 close = get_close_matches(name, known, n=1, cutoff=0.75)
                 question = f" Did you mean {close[0]}?" if close else ""

@@ -10,7 +10,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunet_caml.checks import cases_without_foreground, check_labeled, check_names, check_overlap
+from nnunet_caml.checks import cases_without_foreground, check_labeled, check_names, check_overlap, check_split
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
 
@@ -68,6 +68,7 @@ def prepare(
     raw = unlabeled.raw_cases()
     labeled_class = infer_dataset_class(folder)
     labeled = labeled_class.get_identifiers(folder)
+    check_split(split, labeled)
     training, validation = (labeled_class(folder, list(cases)) for cases in split)
     # before hours of preprocessing: what can be known from names
     check_names(raw, labeled)

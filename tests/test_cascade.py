@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
@@ -131,6 +132,50 @@ def test_the_next_stage_gets_what_v_predicts(workspace: Workspace, make_trainer,
     shutil.rmtree(predicted)
     with pytest.raises(OSError, match="the disk is full"):
         cascade.predict_for_next_stage(trainer)
+
+
+def test_predictions_that_another_fold_has_replaced_are_made_anew(workspace: Workspace, make_trainer, monkeypatch):
+    """Fold ``all`` and those of a number share a folder, and nnU-Net's validation writes the labelled cases there each time."""
+    plans_file = workspace.preprocessed / "nnUNetPlans.json"
+    add_cascade(plans_file)
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    plans["configurations"]["3d_tiny"]["next_stage"] = "3d_cascade_fullres"
+    plans_file.write_text(json.dumps(plans), encoding="utf-8")
+    monkeypatch.setattr(cascade, "pool", lambda *_arguments: ThreadPoolExecutor(1))
+    monkeypatch.setattr(
+        cascade, "_tasks", lambda trainer, case, stages: [(cascade._folder(trainer, s) / case,) for s in stages]
+    )
+
+    def move(output: Path) -> None:
+        time.sleep(0.02)  # some file systems count in steps of 10 ms
+        output.with_suffix(".b2nd").touch()
+
+    monkeypatch.setattr(cascade, "resample_and_move", move)
+    trainers = [make_trainer(fold=fold) for fold in ("all", 0, 1)]
+    for number, trainer in enumerate(trainers):
+        trainer.initialize()
+        trainer.logger.log("epoch_end_timestamps", float(number), 0)
+    predicted = Path(trainers[0].output_folder_base) / "predicted_next_stage" / "3d_cascade_fullres"
+    predicted.mkdir(parents=True)
+
+    def made_anew(trainer) -> set[str]:
+        before = {file.stem: file.stat().st_mtime_ns for file in predicted.iterdir()}
+        time.sleep(0.02)
+        cascade.predict_for_next_stage(trainer)
+        return {file.stem for file in predicted.iterdir() if file.stat().st_mtime_ns != before.get(file.stem)}
+
+    of_all = {f"un_{i}" for i in range(5)}
+    assert made_anew(trainers[0]) == of_all
+    assert made_anew(trainers[0]) == set()
+    of_first = made_anew(trainers[1])
+    of_second = made_anew(trainers[2])
+    assert of_first
+    assert not of_first & of_second
+    assert made_anew(trainers[1]) == set(), "another fold of the same split has other cases"
+    assert made_anew(trainers[0]) == of_all
+    assert made_anew(trainers[0]) == set()
+    (predicted / "un_3.b2nd").unlink()
+    assert made_anew(trainers[0]) == {"un_3"}
 
 
 def test_half_a_prediction_is_none(tmp_path: Path, monkeypatch):

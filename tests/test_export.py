@@ -108,10 +108,16 @@ def test_chosen_folds_and_checkpoint(model: Path, tmp_path: Path):
 
 def test_what_cannot_be_written_or_is_no_checkpoint_is_said(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     torch.save({"auxiliary": {}}, model / "fold_0" / "checkpoint_best_caml_0001.pth")
+    (model / "fold_0" / "empty.pth").touch()
+    (model / "fold_0" / "log.txt").write_text("hello, training log", encoding="utf-8")
+    torch.save([1], model / "fold_0" / "list.pth")
     for out, options, sentence in (
         (tmp_path / "nowhere" / "model.zip", [], f"there is no folder {tmp_path / 'nowhere'}."),
         (tmp_path, ["--overwrite"], f"{tmp_path} is a folder; name the zip file"),
         (tmp_path / "model.zip", ["-f", "0", "-chk", "checkpoint_best_caml_0001.pth"], "is no checkpoint of nnU-Net. Name one"),
+        (tmp_path / "model.zip", ["-f", "0", "-chk", "list.pth"], "is no checkpoint of nnU-Net. Name one"),
+        (tmp_path / "model.zip", ["-f", "0", "-chk", "log.txt"], "log.txt cannot be read as a checkpoint ("),
+        (tmp_path / "model.zip", ["-f", "0", "-chk", "empty.pth"], "empty.pth cannot be read as a checkpoint ("),
     ):
         assert main(["export", str(model), str(out), *options]) == 1
         assert sentence in capsys.readouterr().err

@@ -95,6 +95,19 @@ def test_a_misspelt_setting_is_told(make_trainer):
     ]
 
 
+def test_a_batch_size_is_the_plans(make_trainer):
+    trainer = make_trainer("nnUNetTrainerCAML")
+    trainer.__class__ = type("nnUNetTrainerCAML_mine", (nnUNetTrainerCAML,), {"batch_size": 1, "bach_size": 1})
+    trainer.initialize()
+    assert list(trainer.unknown_settings()) == [
+        "nnUNetTrainerCAML_mine.batch_size = 1 has no effect, the batch is of 2: nnU-Net takes it from the plans. Change "
+        "batch_size of the configuration in the plans file (nnUNetPlans.json).",
+        "nnUNetTrainerCAML_mine.bach_size: neither nnU-Net nor CAML has a setting of this name.",
+    ]
+    trainer.__class__.batch_size = 2
+    assert len(list(trainer.unknown_settings())) == 1
+
+
 def test_ours_have_no_unknown_setting(make_trainer):
     trainer = make_trainer("nnUNetTrainerCAML")
     for name in variants.__all__:

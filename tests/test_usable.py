@@ -1,5 +1,6 @@
 """Which preprocessed unlabelled cases are trained with, and what is recorded of them."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from conftest import Workspace
 from test_unlabeled import dataset
 
 from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.unlabeled import CaseState, read_sources, same_sources
+from nnunet_caml.unlabeled import CaseState, UnlabeledDataError, read_sources, same_sources
 
 
 def test_cases_taken_out_of_the_raw_data_are_not_used(workspace: Workspace):
@@ -59,3 +60,19 @@ def test_a_state_that_could_not_be_written_whole_is_none(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         CaseState("new", {}, "voxels").write(file)
     assert CaseState.read(file) == CaseState("old", {}, "voxels")
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_split_that_names_a_case_without_its_label(workspace: Workspace, make_trainer, part: str):
+    """Its label was taken away, and the labelled cases preprocessed again."""
+    split = {"train": ["tr_0", "tr_2"], "val": ["tr_3"]}
+    split[part].append("tr_1")
+    (workspace.preprocessed / "splits_final.json").write_text(json.dumps([split]), encoding="utf-8")
+    for file in (workspace.preprocessed / "nnUNetPlans_3d_fullres").glob("tr_1*"):
+        file.unlink()
+    file = workspace.preprocessed / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "numTraining": 3}), encoding="utf-8")
+    trainer = make_trainer(fold=0)
+    trainer.initialize()
+    with pytest.raises(UnlabeledDataError, match=r"splits_final.json names tr_1 \(1 such case\(s\)\), which is not among"):
+        trainer.prepare_unlabeled()
