@@ -2,8 +2,8 @@
 """What loading costs: core-seconds of a labelled and of an unlabelled batch, for few and for many unlabelled cases.
 
 Cases of noise in nnU-Net's preprocessed format go through the loaders that training uses, in this process, which is what each
-worker process does. From the seconds follows how many workers keep a GPU busy: with W of them for each kind of batch a pair of
-batches is ready every max(labelled, unlabelled) / W seconds. Many cases are a few files under many names.
+worker process does. From the seconds follows how many cores keep a GPU busy: on N of them, a pair of batches is ready every
+(labelled + unlabelled) / N seconds. Many cases are a few files under many names.
 """
 
 import argparse
@@ -120,8 +120,8 @@ def table(results: list[dict[str, Any]]) -> str:
             f"| {r['size']} | {r['cases']} | {r['start_s']:.2f} | {r['labeled_s']:.2f} | {r['unlabeled_s']:.2f} | "
             f"{r['grown_bytes'] / 2**20:.0f} |"
         )
-    slower = max(max(r["labeled_s"], r["unlabeled_s"]) for r in results)
-    lines.append(f"\n12 workers of each kind on a core each keep up with steps of {slower / 12:.2f} s or more.")
+    both, cores = max(r["labeled_s"] + r["unlabeled_s"] for r in results), os.cpu_count() or 1
+    lines.append(f"\nWorkers on {cores} cores keep up with steps of {both / cores:.2f} s or more.")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -26,16 +27,19 @@ def main() -> int:
     """Parses the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="a study file, or the name of one in benchmarks/studies")
-    parser.add_argument("-o", "--output", type=Path, help="work folder (default: study_output/NAME)")
+    parser.add_argument("-o", "--output", type=Path, help="work folder (default: study_output/NAME, NAME_gpu with cuda)")
     parser.add_argument("--shared", type=Path, help="folder of the source data (default: $NNUNET_CAML_SHARED/data)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings side by side (default: 1)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each on a CPU (default: 1)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that load data for each (default: 0; with cuda 12)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that load data of each (default: 0, cuda: by cores)"
+    )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="run these arms only")
     parser.add_argument("--labeled", nargs="+", type=int, metavar="N", help="with these numbers of labelled cases only")
     parser.add_argument("--subsets", nargs="+", type=int, metavar="SEED", help="with these labelled subsets only")
     parser.add_argument("--against", metavar="ARM", help="p compares with this arm (default: the first)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument("--no-timing", action="store_true", help="begin without the few iterations that tell how long it takes")
     parser.add_argument("--plan", action="store_true", help="say what would be done and how long it takes, and stop")
     parser.add_argument("--report", action="store_true", help="report what is there, run nothing")
     parser.add_argument(
@@ -62,8 +66,10 @@ def main() -> int:
             raise StudyError(f"--test: {study.name} has no development cases, it is measured on the test cases anyway.")
         if options.mirrored and study.test_time_augmentation:
             raise StudyError(f"--mirrored: {study.name} predicts with mirroring anyway.")
+        if options.device == "cuda":  # its figures are not to be mixed with those of a CPU
+            study = replace(study, name=f"{study.name}_gpu")
         output = options.output or Path("study_output") / study.name
-        workers = {"cpu": 0, "cuda": 12}[options.device] if options.workers is None else options.workers
+        workers = workers_of(options.device, options.jobs) if options.workers is None else options.workers
         work = Workspace(output, shared, options.device, options.threads, workers, options.test, options.mirrored)
         os.environ.update({name: work.variables[name] for name in FOLDERS})  # nnU-Net asks for them when it is imported
         selected = select(study, options.arms, options.labeled, options.subsets)
@@ -76,7 +82,7 @@ def main() -> int:
             print(f"{len(kept.keep(study, work))} files written to {kept.KEPT / work.measured(study.name).name}.")
         else:
             if not options.report:
-                run(study, work, selected, options.jobs)
+                run(study, work, selected, options.jobs, not options.no_timing)
             shown, figures = selected if options.report else None, kept.KEPT if options.with_kept else None
             print(report.write(study, work, figures, shown, options.against))
     except (StudyError, CommandError, ConversionError) as error:
@@ -86,6 +92,11 @@ def main() -> int:
         print("Interrupted. The same command goes on from here.", file=sys.stderr)
         return 130
     return 0
+
+
+def workers_of(device: str, jobs: int) -> int:
+    """Processes that load labelled patches of a training, as far as cores are left; as many again load unlabelled ones."""
+    return 0 if device == "cpu" else max(1, min(12, ((os.cpu_count() or 1) - jobs) // (2 * jobs)))
 
 
 def study_file(study: str) -> Path:
@@ -118,12 +129,13 @@ def select(
     ]
 
 
-def run(study: Study, work: Workspace, selected: list[Run], jobs: int) -> None:
-    """Does all that is left to do, ``jobs`` runs side by side."""
+def run(study: Study, work: Workspace, selected: list[Run], jobs: int, timing: bool = True) -> None:
+    """Does all that is left to do, ``jobs`` runs side by side; with ``timing``, first a few iterations of every arm."""
     write_trainers(study, work.trainers)
     with work.alone("the data"):
         data.prepare(study, work, selected)
-    runs.time_arms(study, work, selected)
+    if timing:
+        runs.time_arms(study, work, selected)
     print(report.plan(study, work, selected, jobs), flush=True)
     finished = {r.name: Event() for r in selected}
 

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -57,11 +57,12 @@ def main() -> None:
             print(json.dumps(peak_memory(options.peak_of, options)))
             return
         output = options.output or Path(f"step_cost_{options.size}_{options.device}.json")
-        results = []
-        for labeled in options.labeled:
-            results.append(measure(options, labeled))
-            print(table(results[-1]))
-            output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        results: list[dict[str, Any]] = []
+        for number, labeled in enumerate(options.labeled):
+            for result in measure(options, labeled):
+                results[number:] = [result]
+                print(table(result), flush=True)
+                output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"\nWritten to {output}")
 
 
@@ -103,8 +104,10 @@ def make_batch(size: dict[str, Any], trainer: Any) -> dict[str, Any]:
         nn.functional.interpolate(target, size=[round(n * f) for n, f in zip(patch, scale, strict=True)], mode="nearest")
         for scale in scales
     ]
-    tensor = torch.from_numpy(images)
-    return {"data": tensor[:2], "unlabeled": tensor[2:], "target": targets, "keys": ["case0", "case1"]}
+    parts = [torch.from_numpy(images[:2]), torch.from_numpy(images[2:]), *targets]
+    if trainer.device.type == "cuda":  # as nnU-Net's loader gives them
+        parts = [part.pin_memory() for part in parts]
+    return {"data": parts[0], "unlabeled": parts[1], "target": parts[2:], "keys": ["case0", "case1"]}
 
 
 def floor_step(size: dict[str, Any], device: str) -> Callable[[dict], None]:
@@ -114,8 +117,9 @@ def floor_step(size: dict[str, Any], device: str) -> Callable[[dict], None]:
     trainers = [make_trainer("nnUNetTrainer", size, device, 0) for _ in range(2)]
 
     def step(batch: dict) -> None:
-        images = torch.cat((batch["data"], batch["unlabeled"])).to(device)
-        target = [t.to(device) for t in batch["target"]]
+        # copied first and joined there, as the trainer does
+        images = torch.cat([batch[key].to(device, non_blocking=True) for key in ("data", "unlabeled")])
+        target = [t.to(device, non_blocking=True) for t in batch["target"]]
         for t in trainers:
             t.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, enabled=device == "cuda"):
@@ -162,8 +166,8 @@ def make_step(row: str, size: dict[str, Any], device: str, labeled: int) -> tupl
 # ------------------------------------------------------------------ how it is measured
 
 
-def measure(options: argparse.Namespace, labeled: int) -> dict[str, Any]:
-    """Seconds per step of every row; prediction; peak memory."""
+def measure(options: argparse.Namespace, labeled: int) -> Iterator[dict[str, Any]]:
+    """Seconds per step of every row and of prediction; then the same with peak memory, which takes longest."""
     size, device = SIZES[options.size], options.device
     seconds = time_steps(options, labeled)
     result: dict[str, Any] = {
@@ -179,13 +183,13 @@ def measure(options: argparse.Namespace, labeled: int) -> dict[str, Any]:
             row: statistics.median(a / b for a, b in zip(values, seconds["floor"], strict=True))
             for row, values in seconds.items()
         }
+    yield result
     if not options.no_memory:
         gc.collect()  # the rows' own processes want the memory
         if device == "cuda":
             torch.cuda.empty_cache()
         peaks = {row: peak_in_process(row, options, labeled) for row in (*options.rows, *PREDICTION.values())}
-        result["peak_bytes"] = {row: peak for row, peak in peaks.items() if peak is not None}
-    return result
+        yield {**result, "peak_bytes": {row: peak for row, peak in peaks.items() if peak is not None}}
 
 
 def time_steps(options: argparse.Namespace, labeled: int) -> dict[str, list[float]]:
@@ -275,7 +279,7 @@ def peak_in_process(row: str, options: argparse.Namespace, labeled: int) -> int 
 
 
 def peak_memory(row: str, options: argparse.Namespace) -> int:
-    """Bytes on the GPU, or, on a CPU, by which three steps raise the process's peak over what it had before the networks."""
+    """Bytes on the GPU, or, on a CPU, by which a few steps raise the process's peak over what it had before the networks."""
     size, device = SIZES[options.size], options.device
     make_trainer("nnUNetTrainer", {**size, "features": [4, 4], "patch": [8, 8, 8]}, device, 0)  # imports, libraries
     before = peak_bytes()
@@ -287,7 +291,10 @@ def peak_memory(row: str, options: argparse.Namespace) -> int:
     else:
         step, trainer = make_step(row, size, device, options.labeled[0])
         batch = make_batch(size, trainer or make_trainer("nnUNetTrainer", size, device, 0))
-    for _ in range(3):
+    for number in range(5):
+        if device == "cuda" and number == 2:  # cuDNN tries ways that need more than the one which it takes
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
         step(batch)
     if device == "cuda":
         return torch.cuda.max_memory_allocated()

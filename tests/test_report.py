@@ -80,7 +80,7 @@ def test_kept_figures_stand_in_for_runs_that_are_not_here(tmp_path: Path):
     assert "0.306" in text
     assert "- 1 before this was written down" in (tmp_path / "nothing/report/summary.md").read_text(encoding="utf-8")
     averaged = text.split("Every run by itself")[0]
-    assert [row.endswith("| 0.25 | 5 | 2.0 |") for row in averaged.splitlines() if "labelled only | " in row] == [False, True]
+    assert [row.endswith("| 0.250 | 5 | 2.0 |") for row in averaged.splitlines() if "labelled only | " in row] == [False, True]
 
 
 def test_a_p_compares_the_same_subsets(tmp_path: Path):

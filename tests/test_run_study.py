@@ -13,6 +13,7 @@ import torch
 from test_benchmarks import study
 
 import run_study
+from nnunet_caml import progress
 from nnunet_caml.demo.commands import CommandError
 from study import report, runs, schedules
 from study.commands import FOLDERS, Workspace
@@ -156,6 +157,13 @@ class Trainer:
     def on_train_start(self) -> None:
         pass
 
+    def on_train_epoch_start(self) -> None:
+        pass
+
+    def on_epoch_end(self) -> None:
+        self.logger.plot_progress_png(self.output_folder)
+        progress.plot(self.logger, Path(self.output_folder))
+
     def on_train_end(self) -> None:
         pass
 
@@ -176,13 +184,14 @@ def test_the_seed_of_a_training(tmp_path: Path):
 
 
 def test_what_a_training_cost(tmp_path: Path, monkeypatch):
-    """A training that was continued after its first epoch."""
-    clock = iter([100.0, 103.0, 200.0, 201.0])
+    """A training that was continued after its first epoch, and compiled its networks anew in the next."""
+    clock = iter([100.0, 103.0, 200.0, 201.0, 300.0, 302.0, 400.0, 400.5])
     monkeypatch.setattr(schedules, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(schedules, "peak_bytes", lambda: 2**30)
     trainer = scheduled(tmp_path)
     trainer.on_train_start()
-    for _ in range(2):
+    for _ in range(4):
+        trainer.on_train_epoch_start()
         assert trainer.train_step({"a": 1}) == {"a": 1}
     trainer.on_train_end()
     cost = json.loads((tmp_path / COST).read_text(encoding="utf-8"))
@@ -191,9 +200,28 @@ def test_what_a_training_cost(tmp_path: Path, monkeypatch):
         "iteration_s": 5 / 10,  # the median of the second half of the epochs
         "training_s": 26.0,
         "epochs_in_this_process": 4,
-        "step_s": pytest.approx(4 / 40),
+        "step_s": pytest.approx(3.5 / 30),
         "peak_memory_bytes": 2**30,
     }
+
+
+def test_pictures_are_drawn_where_a_checkpoint_is_due(tmp_path: Path, monkeypatch):
+    drawn: list[tuple[int, str]] = []
+    trainer = scheduled(tmp_path)
+    monkeypatch.setattr(
+        trainer.logger, "plot_progress_png", lambda _f: drawn.append((trainer.current_epoch, "V")), raising=False
+    )
+    monkeypatch.setattr(progress, "plot", lambda *_arguments: drawn.append((trainer.current_epoch, "CAML")))
+    trainer.save_every = 2
+    for trainer.current_epoch in range(5):
+        trainer.on_epoch_end()
+    assert drawn == [(epoch, name) for epoch in (1, 3, 4) for name in ("V", "CAML")]
+
+
+def test_workers_are_as_many_as_there_are_cores_for(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert [run_study.workers_of("cuda", jobs) for jobs in (1, 2, 4, 16)] == [7, 3, 1, 1]
+    assert run_study.workers_of("cpu", 1) == 0
 
 
 def test_seconds_of_an_iteration_are_those_of_the_arm(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Changes on trial do what their names say."""
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -162,3 +163,18 @@ def test_labels_are_those_of_averaged_networks(make_trainer):
     axes = [c for k in range(4) for c in combinations((2, 3, 4), k)]
     found = {next(c for c in axes if torch.equal(x, unlabeled.flip(c))) for x in inputs}
     assert len(found) > 3
+
+
+def test_averages_of_a_continued_training_begin_with_its_networks(make_trainer):
+    trainer = started(make_trainer, trials.nnUNetTrainerCAML_averaged)
+    trainer.train_step(next(trainer.dataloader_train))
+    checkpoint = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    trainer.save_checkpoint(checkpoint)
+    continued = make_trainer()
+    continued.__class__ = trainer.__class__
+    continued.initialize()
+    continued.load_checkpoint(checkpoint)
+    for average, network in zip(continued._averages, (trainer.network, trainer.caml.auxiliary), strict=True):
+        for p, saved in zip(average.parameters(), network.parameters(), strict=True):
+            assert torch.equal(p, saved)
+            assert not p.requires_grad

@@ -66,6 +66,8 @@ class Workspace:
         self.shared = shared.resolve()
         self.device = device
         self.workers = workers
+        #: that preprocess and measure; a machine with a GPU has cores to spare
+        self.processes = 2 if device == "cpu" else os.cpu_count() or 2
         self.test = test
         self.mirrored = mirrored
         self.began = monotonic()
@@ -75,7 +77,7 @@ class Workspace:
             "nnUNet_extTrainer": str(self.trainers),
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "benchmarks"), *_python_path()]),
             "nnUNet_wandb_enabled": "0",
-            "nnUNet_def_n_proc": "2",
+            "nnUNet_def_n_proc": str(self.processes),
         }
         if device == "cpu":
             self.variables |= {

@@ -110,7 +110,7 @@ def plan_and_preprocess(study: Study, work: Workspace, name: str, plans_of: str 
         CommandError: A command failed.
         StudyError: It was prepared for another configuration.
     """
-    number = str(work.dataset_id(name))
+    number, processes = str(work.dataset_id(name)), str(work.processes)
     folder = work.preprocessed / work.dataset(name)
     ready = folder / READY
     wanted = json.dumps(asdict(study.configuration), indent=2)
@@ -121,20 +121,20 @@ def plan_and_preprocess(study: Study, work: Workspace, name: str, plans_of: str 
             )
         return
     if plans_of is None:
-        work.run(name, ["nnUNetv2_extract_fingerprint", "-d", number, "-np", "2", "--verify_dataset_integrity"])
+        work.run(name, ["nnUNetv2_extract_fingerprint", "-d", number, "-np", processes, "--verify_dataset_integrity"])
         planner = study.configuration.planner
         work.run(name, ["nnUNetv2_plan_experiment", "-d", number, "-pl", planner, "-overwrite_plans_name", PLANS])
         add_configuration(folder / f"{PLANS}.json", study.configuration)
     else:
-        work.run(name, ["nnUNetv2_extract_fingerprint", "-d", number, "-np", "2"])
+        work.run(name, ["nnUNetv2_extract_fingerprint", "-d", number, "-np", processes])
         source = str(work.dataset_id(plans_of))
         # which nnU-Net's planning would have copied
         shutil.copy(work.raw / work.dataset(name) / "dataset.json", folder / "dataset.json")
         work.run(name, ["nnUNetv2_move_plans_between_datasets", "-s", source, "-t", number, "-sp", PLANS, "-tp", PLANS])
     configuration = study.configuration.name
-    work.run(name, ["nnUNetv2_preprocess", "-d", number, "-c", configuration, "-plans_name", PLANS, "-np", "2"])
+    work.run(name, ["nnUNetv2_preprocess", "-d", number, "-c", configuration, "-plans_name", PLANS, "-np", processes])
     if (work.raw / work.dataset(name) / "imagesUn").is_dir():
-        work.run(name, ["nnunet-caml", "preprocess", "-d", number, "-c", configuration, "-p", PLANS, "-np", "2"])
+        work.run(name, ["nnunet-caml", "preprocess", "-d", number, "-c", configuration, "-p", PLANS, "-np", processes])
     ready.write_text(wanted, encoding="utf-8")
 
 

@@ -55,11 +55,13 @@ def measure_case(prediction: Path, truth: Path, classes: dict[str, int | list[in
     return rows
 
 
-def measure(predictions: Path, truth: Path, classes: dict[str, int | list[int]], ending: str, csv_file: Path) -> None:
-    """Measures all cases of ``truth`` and writes the rows to a CSV file, whole or not at all."""
+def measure(
+    predictions: Path, truth: Path, classes: dict[str, int | list[int]], ending: str, csv_file: Path, processes: int = 2
+) -> None:
+    """Measures all cases of ``truth``, ``processes`` at once, and writes the rows to a CSV file, whole or not at all."""
     cases = sorted(truth.glob(f"*{ending}"))
     # not forked: a study with several jobs has threads, and ITK of its own, which a fork can leave hanging
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         results = pool.map(measure_case, [predictions / case.name for case in cases], cases, [classes] * len(cases))
         rows = [row for result in results for row in result]
     csv_file.parent.mkdir(parents=True, exist_ok=True)

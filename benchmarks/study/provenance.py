@@ -4,7 +4,7 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ def made_with(device: torch.device) -> dict[str, str]:
     """Versions of what decides on a figure, the state of this repository, and the device, for its times."""
     cpu = f"CPU, threads: {torch.get_num_threads()} of {os.cpu_count()}"
     return {
-        **{name: version(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
     }
@@ -40,6 +40,14 @@ def summary(costs: Iterable[dict[str, Any]]) -> str:
     if unknown:
         lines.append(f"- {unknown} before this was written down")
     return "\n".join(["Trainings that were made here or are kept:", "", *lines]) if lines else ""
+
+
+def _version(package: str) -> str:
+    """Empty where a package is used without being installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _commit() -> str:

@@ -224,7 +224,7 @@ def _pair(
 
 def costs(known: list[dict[str, Any]]) -> list[str]:
     """Cells of the table: seconds a step, minutes of training, GiB of memory, each the median."""
-    units = {"step_s": (1, ".2f"), "training_s": (60, ".0f"), "peak_memory_bytes": (2**30, ".1f")}
+    units = {"step_s": (1, ".3f"), "training_s": (60, ".0f"), "peak_memory_bytes": (2**30, ".1f")}
     values = {key: [cost[key] for cost in known if key in cost] for key in units}
     return [format(float(np.median(values[key])) / unit, form) if values[key] else "-" for key, (unit, form) in units.items()]
 

@@ -17,6 +17,10 @@ __all__ = [
 ]
 
 
+#: trainers that change their loaders after worker processes would have started
+WITHOUT_WORKERS = ("nnUNetTrainerCAML_views",)
+
+
 def metrics_file(work: Workspace, run: Run, auxiliary: bool = False) -> Path:
     """Where the figures of a run are."""
     return work.measured("metrics") / f"{run.name}{'-auxiliary' if auxiliary else ''}.csv"
@@ -70,7 +74,7 @@ def _execute(study: Study, work: Workspace, run: Run) -> None:
         predictions = work.measured("predictions") / target.stem
         mirrored = work.mirrored or study.test_time_augmentation
         predict(study, work, run, truth / "imagesTs", predictions, mirrored, "_auxiliary" if auxiliary else "")
-        measure(predictions, truth / "labelsTs", classes, description["file_ending"], target)
+        measure(predictions, truth / "labelsTs", classes, description["file_ending"], target, work.processes)
 
 
 def measured_data(study: Study, work: Workspace, run: Run) -> Path:
@@ -89,7 +93,8 @@ def _train(study: Study, work: Workspace, run: Run) -> None:
     if any((fold / f"checkpoint_{which}.pth").is_file() for which in ("latest", "final")):
         command.append("--c")
     epochs = study.epochs(run.arm) if run.seed >= 0 else TIMING[0]
-    work.run(run.name, command, training_watch(epochs), {"nnUNet_n_proc_DA": str(work.workers)})
+    workers = 0 if run.arm.trainer in WITHOUT_WORKERS else work.workers
+    work.run(run.name, command, training_watch(epochs), {"nnUNet_n_proc_DA": str(workers)})
 
 
 def time_arms(study: Study, work: Workspace, selected: list[Run]) -> None:
@@ -136,7 +141,9 @@ def predict(
     trainer = trainer_name(run) + suffix
     command = ["nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-f", "all", "-tr", trainer]
     command += ["-d", str(work.dataset_id(training_data(study, run))), "-c", study.configuration.name]
-    command += ["-p", PLANS, "-device", work.device, "-npp", "1", "-nps", "1"]
+    command += ["-p", PLANS, "-device", work.device]
+    processes = "1" if work.device == "cpu" else str(min(4, work.processes))
+    command += ["-npp", processes, "-nps", processes]
     if not mirrored:
         command.append("--disable_tta")
     if probabilities:

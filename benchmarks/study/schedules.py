@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -54,8 +55,9 @@ class Scheduled:
         timing_on_gpu = device.type == "cuda" and (self.study_epochs, self.study_iterations) == TIMING
         self.num_iterations_per_epoch = self.study_iterations * (5 if timing_on_gpu else 1)
         self.num_val_iterations_per_epoch = 2
-        self.save_every = max(1, min(50, self.study_epochs // 10))  # 50 is nnU-Net's
-        self._step_s = 0.0
+        # 50 is nnU-Net's; time on a GPU is lent in pieces
+        self.save_every = max(1, min(50, self.study_epochs // (100 if device.type == "cuda" else 10)))
+        self._step_s: list[float] = []  # of each epoch in this process
         if "STUDY_THREADS" in os.environ:
             torch.set_num_threads(int(os.environ["STUDY_THREADS"]))
         random.seed(self.study_seed)
@@ -75,8 +77,24 @@ class Scheduled:
     def train_step(self, batch: dict) -> dict:
         began = perf_counter()
         result = super().train_step(batch)  # type: ignore[misc]
-        self._step_s += perf_counter() - began
+        self._step_s[-1] += perf_counter() - began
         return result
+
+    def on_train_epoch_start(self) -> None:
+        self._step_s.append(0.0)
+        if self.device.type == "cuda" and self.current_epoch == self.num_epochs - 1:  # type: ignore[attr-defined]
+            # cuDNN tries ways that need more than the one which it takes
+            torch.cuda.reset_peak_memory_stats()
+        super().on_train_epoch_start()  # type: ignore[misc]
+
+    def on_epoch_end(self) -> None:
+        """Draws nnU-Net's and CAML's pictures only where a checkpoint is due: they take longer than a short epoch."""
+        epoch = self.current_epoch + 1  # type: ignore[attr-defined]
+        if epoch % self.save_every == 0 or epoch == self.num_epochs:
+            super().on_epoch_end()  # type: ignore[misc]
+            return
+        with patch.object(self.logger, "plot_progress_png"), patch("nnunet_caml.progress.plot"):  # type: ignore[attr-defined]
+            super().on_epoch_end()  # type: ignore[misc]
 
     def on_train_end(self) -> None:
         super().on_train_end()  # type: ignore[misc]
@@ -94,8 +112,10 @@ class Scheduled:
             "training_s": float(np.sum(np.subtract(ended, started))),
             "epochs_in_this_process": self.num_epochs - self._first_epoch,
         }
-        if steps := cost["epochs_in_this_process"] * self.num_iterations_per_epoch:
-            cost |= {"step_s": self._step_s / steps, "peak_memory_bytes": peak}
+        if self._step_s:
+            # networks are compiled in the first epoch
+            epochs = self._step_s[1:] or self._step_s
+            cost |= {"step_s": float(np.mean(epochs)) / self.num_iterations_per_epoch, "peak_memory_bytes": peak}
         folder = Path(self.output_folder)  # type: ignore[attr-defined]
         if self.study_keeps_auxiliary:
             save_auxiliary(self, folder)

@@ -118,7 +118,7 @@ class nnUNetTrainerCAML_exchanged(nnUNetTrainerCAML_changed):
 class nnUNetTrainerCAML_averaged(nnUNetTrainerCAML):
     """V and A learn the same labels, those of the mean of both networks' moving averages, each of which sees them mirrored.
 
-    Not for a shared encoder, not for several processes; the averages are lost where a training is continued.
+    Not for a shared encoder, not for several processes; where a training is continued, the averages begin anew.
     """
 
     #: decay of the moving averages, once the training is long enough for it
@@ -129,6 +129,14 @@ class nnUNetTrainerCAML_averaged(nnUNetTrainerCAML):
     def initialize(self) -> None:
         """As the trainer's, and copies of both networks for their averages."""
         super().initialize()
+        self._begin_averages()
+
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
+        """As the trainer's; the averages begin with the networks that were loaded."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self._begin_averages()
+
+    def _begin_averages(self) -> None:
         networks = (self.network, self.caml.auxiliary)
         self._averages = [deepcopy(unwrap(network)).requires_grad_(False).eval() for network in networks]
 
