@@ -269,15 +269,15 @@ def source_files(files: Sequence[Path]) -> list[Path]:
 def read_sources(files: Sequence[Path]) -> dict[str, list]:
     """Size in bytes, time of the last change in ns, and digest of each raw file of a case, by name."""
     described = {}
-    for file in source_files(files):
+    for name, file in _by_name(files).items():
         status = file.stat()
-        described[file.name] = [status.st_size, status.st_mtime_ns, file_digest(file)]
+        described[name] = [status.st_size, status.st_mtime_ns, file_digest(file)]
     return described
 
 
 def same_sources(recorded: Mapping[str, Any], files: Sequence[Path]) -> bool:
     """Whether the raw files of a case are those of :func:`read_sources`. They are read only if their time has changed."""
-    there = {file.name: file for file in source_files(files)}
+    there = _by_name(files)
     if recorded.keys() != there.keys():
         return False
     for name, file in there.items():
@@ -286,6 +286,18 @@ def same_sources(recorded: Mapping[str, Any], files: Sequence[Path]) -> bool:
         if status.st_size != size or (status.st_mtime_ns != changed and file_digest(file) != digest):
             return False
     return True
+
+
+def _by_name(files: Sequence[Path]) -> dict[str, Path]:
+    """The raw files of a case by name; channels may have one name in several folders, the second is ``NAME (2)`` then."""
+    found: dict[str, Path] = {}
+    for file in source_files(files):
+        name, number = file.name, 1
+        while name in found:
+            number += 1
+            name = f"{file.name} ({number})"
+        found[name] = file
+    return found
 
 
 def file_digest(file: Path) -> str:

@@ -76,3 +76,16 @@ def test_a_split_that_names_a_case_without_its_label(workspace: Workspace, make_
     trainer.initialize()
     with pytest.raises(UnlabeledDataError, match=r"splits_final.json names tr_1 \(1 such case\(s\)\), which is not among"):
         trainer.prepare_unlabeled()
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_channels_of_one_name_in_several_folders(tmp_path: Path, changed: int):
+    """As in an archive with a folder for each sequence, which the entry ``unlabeled`` of ``dataset.json`` names."""
+    files = [tmp_path / name / "case.nii" for name in ("t1", "t2")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(b"1234")
+    recorded = read_sources(files)
+    assert same_sources(recorded, files)
+    files[changed].write_bytes(b"other and longer")
+    assert not same_sources(recorded, files)
