@@ -1,6 +1,7 @@
 """What would make trainings or figures worse without a word if it broke."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from test_learning import caml_of, correlate
 from test_networks import network
 from test_unlabeled import dataset
 
-from nnunet_caml import attention, learning
+from nnunet_caml import attention, checkpoints, footprint, learning
 from nnunet_caml.correlation import Selection
 from nnunet_caml.loading import UnlabeledCases
 from nnunet_caml.networks import SharedEncoderAuxiliary, copy_matching, make_auxiliary
@@ -100,3 +101,41 @@ def test_p_is_of_a_signed_rank_test():
     """Of six cases that all gain it is 2 / 2^6, whatever they gain."""
     gains = {f"c{i}": 0.5 + 0.01 * (i + 1) for i in range(6)}
     assert report.paired(gains, dict.fromkeys(gains, 0.5)) == "0.031"
+
+
+def test_a_final_checkpoint_that_cannot_be_written_leaves_the_latest_pair(make_trainer, monkeypatch):
+    save = checkpoints.save
+
+    def full(checkpoint: Path, *rest) -> None:
+        if checkpoint.stem == "checkpoint_final":
+            raise OSError(28, "No space left on device")
+        save(checkpoint, *rest)
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    trainer = make_trainer()
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run_training()
+    again = make_trainer(resume=True)
+    again.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    assert again._companion_problem is None
+
+
+def test_a_second_step_under_a_gradient_scaler(make_trainer):
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for _ in range(2):
+        trainer.update(sum(p.sum() for p in (*trainer.network.parameters(), *trainer.caml.parameters())))
+
+
+def test_what_replaces_parts_of_the_decoder_is_initialised_as_nnunet_does():
+    auxiliary = make_auxiliary(network(), 4, 0.5, True, 8.0)
+    assert not any(up.conv.bias.any() for up in auxiliary.decoder.transpconvs)
+
+
+def test_activations_on_a_gpu_take_two_bytes(make_trainer):
+    trainer = make_trainer()
+    trainer.initialize()
+    whole = footprint.lower_bound(trainer).activations
+    trainer.device = torch.device("cuda")
+    assert 0.3 < footprint.lower_bound(trainer).activations / whole < 0.51
