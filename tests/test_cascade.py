@@ -34,6 +34,14 @@ def add_cascade(plans_file: Path) -> None:
     plans_file.write_text(json.dumps(plans), encoding="utf-8")
 
 
+def make_tiny_the_first_stage(plans_file: Path) -> None:
+    """Of a cascade whose stages have one geometry."""
+    add_cascade(plans_file)
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    plans["configurations"]["3d_tiny"]["next_stage"] = "3d_cascade_fullres"
+    plans_file.write_text(json.dumps(plans), encoding="utf-8")
+
+
 def test_both_stages(workspace: Workspace):
     add_cascade(workspace.preprocessed / "nnUNetPlans.json")
     command = f"nnUNetv2_train 101 {{}} {{}} -tr {TRAINER} -device cpu"
@@ -92,11 +100,7 @@ def test_both_stages(workspace: Workspace):
 
 def test_the_next_stage_gets_what_v_predicts(workspace: Workspace, make_trainer, monkeypatch):
     """Where both stages have one geometry, and a case fits into a patch: the mean over all mirrorings."""
-    plans_file = workspace.preprocessed / "nnUNetPlans.json"
-    add_cascade(plans_file)
-    plans = json.loads(plans_file.read_text(encoding="utf-8"))
-    plans["configurations"]["3d_tiny"]["next_stage"] = "3d_cascade_fullres"
-    plans_file.write_text(json.dumps(plans), encoding="utf-8")
+    make_tiny_the_first_stage(workspace.preprocessed / "nnUNetPlans.json")
     torch.manual_seed(0)
     trainer = make_trainer()
     trainer.initialize()
@@ -136,11 +140,7 @@ def test_the_next_stage_gets_what_v_predicts(workspace: Workspace, make_trainer,
 
 def test_predictions_that_another_fold_has_replaced_are_made_anew(workspace: Workspace, make_trainer, monkeypatch):
     """Fold ``all`` and those of a number share a folder, and nnU-Net's validation writes the labelled cases there each time."""
-    plans_file = workspace.preprocessed / "nnUNetPlans.json"
-    add_cascade(plans_file)
-    plans = json.loads(plans_file.read_text(encoding="utf-8"))
-    plans["configurations"]["3d_tiny"]["next_stage"] = "3d_cascade_fullres"
-    plans_file.write_text(json.dumps(plans), encoding="utf-8")
+    make_tiny_the_first_stage(workspace.preprocessed / "nnUNetPlans.json")
     monkeypatch.setattr(cascade, "pool", lambda *_arguments: ThreadPoolExecutor(1))
     monkeypatch.setattr(
         cascade, "_tasks", lambda trainer, case, stages: [(cascade._folder(trainer, s) / case,) for s in stages]

@@ -100,3 +100,19 @@ def test_a_companion_of_other_settings(change: dict):
     state = companion_state(caml, optimizer) | change
     with pytest.raises(CompanionError, match="other settings"):
         restore_companion(state, caml, optimizer)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_random_state_is_that_of_the_first_rank_alone(make_trainer, rank: int):
+    """With it, the others would go on with the same numbers as the first."""
+    trainer = make_trainer()
+    trainer.on_train_start()
+    trainer.logger.log("epoch_end_timestamps", 1.0, 0)
+    trainer.save_checkpoint(file := str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    saved = torch.get_rng_state()
+    torch.rand(1)
+    again = make_trainer(resume=True)
+    again.load_checkpoint(file)
+    again.local_rank = rank
+    again.on_train_start()
+    assert torch.equal(torch.get_rng_state(), saved) == (rank == 0)

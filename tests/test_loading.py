@@ -1,10 +1,18 @@
 """Loaders on their way to worker processes."""
 
+import multiprocessing
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
+from conftest import Workspace
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from test_unlabeled import dataset
+
 from nnunet_caml import loading
-from nnunet_caml.loading import labeled_loader, like
+from nnunet_caml.loading import UnlabeledCases, labeled_loader, like
+from nnunet_caml.preprocessing import preprocess
 
 
 def test_workers_need_not_be_forked(make_trainer):
@@ -30,3 +38,40 @@ def test_unlabelled_patches_are_no_twins_of_the_labelled_ones(monkeypatch):
     seeds = like(augmenter, None).seeds
     assert len(set(seeds)) == 12
     assert set(seeds).isdisjoint(like(augmenter, None).seeds)
+
+
+def test_both_loaders_augment_alike(make_trainer):
+    trainer = make_trainer()
+    trainer.on_train_start()
+    labeled, unlabeled = (labeled_loader(a) for a in (trainer.dataloader_train.labeled, trainer.dataloader_train.unlabeled))
+    assert unlabeled.transforms is labeled.transforms
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_each_unlabelled_case_is_given_as_nnunet_gives_it(workspace: Workspace, cascade: bool):
+    """Its own voxels, mask and prediction of the stage before, whichever other cases there are."""
+    d = dataset(workspace)
+    preprocess(d, 1)
+    cases, folder = d.usable_cases(), workspace.root / "previous"
+    folder.mkdir()
+    for number, case in enumerate(cases, start=1):
+        shape = nnUNetDatasetBlosc2(str(d.folder), [case]).load_case(case)[0].shape[1:]
+        nnUNetDatasetBlosc2.save_seg(np.full(shape, number, np.uint8), str(folder / case))
+    given = UnlabeledCases(nnUNetDatasetBlosc2(str(d.folder), cases, str(folder) if cascade else None))
+    assert given.identifiers == cases
+    for number, case in enumerate(cases, start=1):
+        data, mask, previous, _ = given.load_case(case)
+        expected = nnUNetDatasetBlosc2(str(d.folder), [case]).load_case(case)
+        assert np.array_equal(data[:], expected[0][:])
+        assert np.array_equal(mask[:], expected[1][:])
+        assert np.all(previous[:] == number) if cascade else previous is None
+
+
+def test_no_worker_outlives_the_training(make_trainer, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = make_trainer()
+    trainer.on_train_start()
+    assert len(multiprocessing.active_children()) >= 4, "of both loaders"
+    trainer.logger.log("epoch_end_timestamps", 1.0, 0)
+    trainer.on_train_end()
+    assert not multiprocessing.active_children()

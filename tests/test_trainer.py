@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_continued_run_is_restored_bit_for_bit_and_ends_where_an_unbroken_one_do
     resumed.run_training()
     end, expected = state(resumed), state(unbroken)
     for name in expected:
-        torch.testing.assert_close(end[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(end[name], expected[name], rtol=0, atol=0, msg=name)
     assert resumed.current_epoch == unbroken.current_epoch == 2
 
 
@@ -317,8 +318,6 @@ def test_validation_cases_are_never_trained_on(make_trainer):
 
 
 def test_labelled_case_without_foreground_is_named(workspace: Workspace, make_trainer, capsys):
-    import pickle
-
     for i, case in enumerate(["tr_0", "tr_1", "tr_2", "tr_3"]):
         file = workspace.preprocessed / f"nnUNetPlans_3d_fullres/{case}.pkl"
         properties = pickle.loads(file.read_bytes())
@@ -352,7 +351,9 @@ def test_memory_does_not_grow_with_the_unlabelled_cases(workspace: Workspace, ma
     trainer.on_train_start()
     loader = trainer.dataloader_train.unlabeled.data_loader
     assert len(loader.indices) == 25
-    assert not any(isinstance(v, np.ndarray | Tensor) for v in vars(loader._data.dataset).values())
+    for _ in range(5):
+        next(trainer.dataloader_train)
+    assert len(pickle.dumps(loader._data)) < 20_000, "less than a fifth of one case"
     assert preprocess(trainer.unlabeled, 1) == 0
 
 

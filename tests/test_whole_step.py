@@ -239,7 +239,13 @@ def test_with_one_encoder_a_sees_exchanged_boxes_as_well(make_trainer, monkeypat
         network.register_forward_hook(lambda _module, _args, outputs: given.append(outputs))
     scales = [torch.tensor(patch) * torch.tensor(s) for s in trainer._get_deep_supervision_scales()]
     target = [torch.zeros(n, 1, *map(int, size.round())) for size in scales]
+    features, remembered = [], []
+    for network in (unwrap(trainer.network), trainer.caml.auxiliary):
+        network.decoder.seg_layers[-1].register_forward_hook(lambda _module, args, _outputs: features.append(args[0]))
+    monkeypatch.setattr(trainer.caml, "remember", lambda _cases, *voxels: remembered.extend(voxels[:2]))
     trainer.losses(torch.randn(2 * n, 1, *patch), target, cases)
+    for before, after in zip(features, remembered, strict=True):
+        assert torch.equal(after, slowly_exchanged(before, n, boxes[0])[:n])
     for network in range(2):
         for before, after in zip(given[network], compared[network], strict=True):
             expected = slowly_exchanged(before, n, boxes[0])[:n]
