@@ -1,6 +1,8 @@
 """The demo's parts, each in seconds; and, marked slow, the whole of it."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -173,6 +175,22 @@ def test_failing_command_is_one_sentence(terminal, tmp_path):
         terminal.run(["python", "-c", "print('why it failed'); raise SystemExit(3)"], "log.txt", lambda line: None)
     assert str(tmp_path / "log.txt") in str(error.value)
     assert str(error.value).endswith("why it failed")
+
+
+def test_a_killed_command_does_not_wait_for_the_workers_it_leaves(terminal, tmp_path):
+    """They hold the other end of its output, and nobody ends them."""
+    program = (
+        "import os, signal, time\n"
+        "if (worker := os.fork()) == 0: time.sleep(300)\n"
+        "open({!r}, 'w').write(str(worker)); print('last words', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    worker = tmp_path / "worker"
+    try:
+        with pytest.raises(CommandError, match="killed by signal SIGKILL") as error:
+            terminal.run(["python", "-c", program.format(str(worker))], "killed.log", lambda line: None)
+        assert str(error.value).endswith("\n    last words")
+    finally:
+        os.kill(int(worker.read_text()), signal.SIGKILL)  # fails if it is gone
 
 
 def test_news_silence_and_log(terminal, tmp_path, capsys):

@@ -5,6 +5,7 @@ import queue
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -106,7 +107,10 @@ class CommandLine:
                 process.wait()
         if status:
             ending = "\n".join(f"    {line}" for line in last)
-            raise CommandError(f"{command[0]} failed with exit status {status}; its output is in {log} and ends with\n{ending}")
+            how = f"failed with exit status {status}"
+            if status < 0:
+                how = f"was killed by signal {signal.Signals(-status).name}"
+            raise CommandError(f"{command[0]} {how}; its output is in {log} and ends with\n{ending}")
         return monotonic() - start
 
     def _follow(self, process: subprocess.Popen, file: IO[str], watch: Watch, last: deque[str]) -> None:
@@ -117,8 +121,10 @@ class CommandLine:
         began = news_at = told = monotonic()
         while True:
             try:
-                line = lines.get(timeout=max(0.05, told + self.silence_s - monotonic()))
+                line = lines.get(timeout=max(0.05, min(told + self.silence_s - monotonic(), 1.0)))
             except queue.Empty:
+                if process.poll() is not None:
+                    return  # the output is not at its end: workers of a killed command hold it open
                 line = ""
             if line is None:
                 return
