@@ -88,7 +88,8 @@ def select_voxels(agree: Tensor, predicted: Tensor, confidence: Tensor, num_clas
     Args:
         agree: ``(N,)`` bool, both networks predict the same class.
         predicted: ``(N,)`` class indices in ``[0, num_classes)``.
-        confidence: ``(N,)`` confidence of the vanilla network.
+        confidence: ``(N,)`` confidence of the vanilla network, finite, in any scale that does not saturate
+            (:meth:`nnunet_caml.labels.LabelSpace.confidence`): of equal ones the first would be taken.
         num_classes: ``K``.
         num_filtered: Most voxels to keep per class; the paper's 12800.
 
@@ -99,9 +100,9 @@ def select_voxels(agree: Tensor, predicted: Tensor, confidence: Tensor, num_clas
     indices, valids = [], []
     for k in range(num_classes):
         candidates = agree & (predicted == k)
-        value, index = confidence.masked_fill(~candidates, -1.0).topk(n, sorted=False)
+        value, index = confidence.masked_fill(~candidates, float("-inf")).topk(n, sorted=False)
         indices.append(index)
-        valids.append((value >= 0) & (candidates.sum() >= 2))
+        valids.append((value > float("-inf")) & (candidates.sum() >= 2))
     selection = Selection(torch.cat(indices), torch.cat(valids))
     if predicted.device.type == "cpu":
         # Fillers only spare a GPU the wait for a count. Here they would just be work.

@@ -50,21 +50,37 @@ class LabelSpace:
         return (member * order).amax(1)
 
     @torch.no_grad()
-    def predicted(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted classes and confidence.
+    def predicted(self, logits: Tensor) -> Tensor:
+        """Predicted classes.
 
         Args:
             logits: ``(B, num_outputs, *spatial)``.
 
         Returns:
-            Class indices ``(B, *spatial)`` int64, and the confidence ``(B, *spatial)`` in ``[0, 1]``: the largest softmax
-            probability, or for regions the smallest over the regions of ``max(p, 1 - p)``.
+            Class indices ``(B, *spatial)`` int64.
         """
         if self.regions:
-            p = torch.sigmoid(logits.float())
-            return self._from_regions(p > 0.5), torch.maximum(p, 1 - p).amin(1)
-        confidence, predicted = torch.softmax(logits.float(), 1).max(1)
-        return predicted, confidence
+            return self._from_regions(torch.sigmoid(logits.float()) > 0.5)
+        return logits.max(1).indices  # argmax over channels takes 20 times as long on a CPU
+
+    @torch.no_grad()
+    def confidence(self, logits: Tensor) -> Tensor:
+        """How sure a prediction is, as log-odds ``log(p / (1 - p))`` of the largest softmax probability ``p``.
+
+        Voxels have the same order by it as by ``p``, the paper's confidence. But ``p`` is 1 in float32 wherever a class is 17
+        ahead of the others, which much of the background is, and then there is no order any more.
+
+        Args:
+            logits: ``(B, num_outputs, *spatial)``.
+
+        Returns:
+            ``(B, *spatial)``, float32 or more precise; for regions, the smallest over the regions, each of two classes.
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.regions:
+            return logits.abs().amin(1)
+        largest, predicted = logits.max(1, keepdim=True)
+        return -(logits - largest).exp_().scatter_(1, predicted, 0.0).sum(1).log_()
 
     @torch.no_grad()
     def target(self, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,6 +112,6 @@ class LabelSpace:
             ``(B, 1, *spatial)`` labels int64, or ``(B, regions [+ ignore], *spatial)`` bool.
         """
         if not self.regions:
-            return logits.max(1, keepdim=True).indices  # argmax over channels takes 20 times as long on a CPU
+            return self.predicted(logits).unsqueeze(1)
         member = logits > 0
         return torch.cat((member, torch.zeros_like(member[:, :1])), 1) if self.has_ignore else member

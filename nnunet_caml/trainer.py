@@ -303,8 +303,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         has_unlabeled = len(images) > n
         if self.lambda_c and has_unlabeled:
             losses["consistency"] = self.mutual_consistency(full_v, full_a, n)
-        predicted_v, confidence = self.labels.predicted(full_v)
-        predicted_a, _ = self.labels.predicted(full_a)
+        predicted_v, predicted_a = self.labels.predicted(full_v), self.labels.predicted(full_a)
         if self.lambda_o:
             self.caml.remember(
                 cases,
@@ -315,8 +314,9 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
                 target[0] if isinstance(target, list) else target,
             )
         if self.lambda_o and has_unlabeled:
+            confidence = self.labels.confidence(full_v[n:])
             losses["correlation"], losses["row_peak"] = self.caml.correlate(
-                features_v[n:], features_a[n:], predicted_v[n:], predicted_a[n:], confidence[n:]
+                features_v[n:], features_a[n:], predicted_v[n:], predicted_a[n:], confidence
             )
         return losses, agreement_counts(predicted_v[n:], predicted_a[n:], self.labels.num_classes)
 

@@ -22,18 +22,32 @@ def test_predictions_are_nnunets_label_map(regions, ignore):
     nnunet = manager(regions, ignore)
     space = LabelSpace.from_label_manager(nnunet)
     logits = 3 * torch.randn(2, nnunet.num_segmentation_heads, 6, 5, 4)
-    predicted, confidence = space.predicted(logits)
+    predicted = space.predicted(logits)
     values = torch.tensor([0, *nnunet.regions_class_order]) if regions else torch.arange(space.num_classes)
     for sample, classes in zip(logits, predicted, strict=True):
         expected = nnunet.convert_logits_to_segmentation(sample)
         assert torch.equal(values[classes], torch.as_tensor(expected).long())
     assert len(predicted.unique()) == space.num_classes == 4
+    logits = logits.double()
     if regions:
         p = torch.sigmoid(logits)
         wanted = torch.stack([torch.stack((x, 1 - x)).amax(0) for x in p.unbind(1)]).amin(0)
     else:
         wanted = torch.softmax(logits, 1).amax(1)
-    torch.testing.assert_close(confidence, wanted)
+    torch.testing.assert_close(space.confidence(logits), torch.log(wanted / (1 - wanted)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("regions", [False, True])
+def test_confidence_tells_voxels_apart_whose_probability_is_1(regions: bool, dtype: torch.dtype):
+    """As much of a trained network's background is: else the most confident of it would be the first of the batch."""
+    space = LabelSpace.from_label_manager(manager(regions, False))
+    logits = torch.zeros(1, space.num_outputs, 40, dtype=dtype)
+    logits[:, 0] = torch.linspace(18, 60, 40)
+    if regions:
+        logits[:, 1:] = -70
+    assert (torch.softmax(logits.float(), 1).amax(1) > 1 - 1e-7).all()
+    assert (space.confidence(logits).diff() > 0.9).all()
 
 
 def test_ignored_voxels_are_not_annotated():

@@ -198,7 +198,7 @@ def test_step_equals_the_formulas(make_trainer, monkeypatch, kind: str, share: f
         assert len(distances.argmin(1).unique()) == 6, "without replacement"
 
     # the most confident unlabelled voxels that both give the same class
-    confidence = voxels(torch.softmax(outputs_v[0].float(), 1)).amax(1)
+    confidence = voxels(p_v).amax(1)
     chosen: list[int] = []
     for k in range(3):
         candidates = [i for i in range(len(true), len(class_v)) if class_v[i] == k == class_a[i]]

@@ -59,8 +59,7 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerCAML):
             "correlation": zero,
             "row_peak": zero,
         }
-        predicted_s, _ = self.labels.predicted(full_s[n:])
-        predicted_t, _ = self.labels.predicted(full_t)
+        predicted_s, predicted_t = self.labels.predicted(full_s[n:]), self.labels.predicted(full_t)
         return losses, agreement_counts(predicted_s, predicted_t, self.labels.num_classes)
 
     def _noisy(self, images: Tensor) -> Tensor:
