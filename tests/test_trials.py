@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from test_learning import caml_of, correlate
 
+from nnunet_caml import learning
 from study import baselines, trials
 
 
@@ -178,3 +180,23 @@ def test_averages_of_a_continued_training_begin_with_its_networks(make_trainer):
         for p, saved in zip(average.parameters(), network.parameters(), strict=True):
             assert torch.equal(p, saved)
             assert not p.requires_grad
+
+
+def test_heads_before_the_choice_see_all_voxels_that_both_agree_on(make_trainer):
+    """Where all of these are chosen nothing changes; else the heads' statistics are still those of all."""
+    ours, first = learning.MutualLearning, trials.HeadsFirst
+    found, statistics = {}, {}
+    for most in (1000, 10):
+        for kind in (ours, first):
+            torch.manual_seed(0)
+            caml = caml_of("x", num_filtered=most)
+            caml.__class__ = kind
+            found[most, kind] = correlate(caml).loss
+            statistics[most, kind] = caml.heads_v.projection.norm.running_mean
+    torch.testing.assert_close(found[1000, first], found[1000, ours])
+    assert found[10, first] != found[10, ours]
+    torch.testing.assert_close(statistics[10, first], statistics[1000, ours])
+    assert not torch.allclose(statistics[10, ours], statistics[1000, ours])
+    trainer = started(make_trainer, trials.nnUNetTrainerCAML_headsFirst)
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["correlation"])
+    assert type(trainer.caml) is trials.HeadsFirst

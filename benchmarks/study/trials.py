@@ -8,14 +8,22 @@ import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor
 
-from nnunet_caml.consistency import at_least_float32
+from nnunet_caml.consistency import at_least_float32, full_precision
 from nnunet_caml.copy_paste import view_of_v
+from nnunet_caml.correlation import Correlation, occ_loss, select_voxels, voxels_per_class
+from nnunet_caml.learning import MutualLearning, voxel_features
 from nnunet_caml.loading import labeled_loader
 from nnunet_caml.networks import unwrap
 from nnunet_caml.trainer import nnUNetTrainerCAML
 from nnunet_caml.views import TwoViews
 
-__all__ = ["nnUNetTrainerCAML_averaged", "nnUNetTrainerCAML_exchanged", "nnUNetTrainerCAML_mirrored", "nnUNetTrainerCAML_views"]
+__all__ = [
+    "nnUNetTrainerCAML_averaged",
+    "nnUNetTrainerCAML_exchanged",
+    "nnUNetTrainerCAML_headsFirst",
+    "nnUNetTrainerCAML_mirrored",
+    "nnUNetTrainerCAML_views",
+]
 
 
 class nnUNetTrainerCAML_views(nnUNetTrainerCAML):
@@ -170,3 +178,43 @@ class nnUNetTrainerCAML_averaged(nnUNetTrainerCAML):
                 pairs = zip(average.parameters(), unwrap(network).parameters(), strict=True)
                 for a, b in pairs:
                     a.lerp_(b, 1 - decay)
+
+
+class HeadsFirst(MutualLearning):
+    """All voxels on which both networks agree go through the heads, as in the paper's order, and OCC's are chosen of them.
+
+    So the heads' batch statistics are those of all these voxels, most of which are background.
+    """
+
+    def correlate(
+        self, features_v: Tensor, features_a: Tensor, predicted_v: Tensor, predicted_a: Tensor, confidence: Tensor
+    ) -> Correlation:
+        """As the method that it replaces."""
+        agree = (predicted_v == predicted_a).flatten()
+        positions = agree.nonzero()[:, 0]
+        bounds = self.num_filtered, self.max_filtered, self.max_filtered_share
+        chosen = select_voxels(
+            agree[positions],
+            predicted_v.flatten()[positions],
+            confidence.flatten()[positions],
+            self.labels.num_classes,
+            voxels_per_class(predicted_v.numel(), self.labels.num_classes, *bounds),
+        )
+        sample = self.memory.sample()
+        with full_precision(features_v.device):
+            embedded_v, embedded_a = (
+                heads(voxel_features(features, positions), agree[positions])[chosen.positions]
+                for heads, features in ((self.heads_v, features_v), (self.heads_a, features_a))
+            )
+            return occ_loss(
+                embedded_v, embedded_a, chosen.valid, sample.embeddings, sample.valid, self.temperature, self.similarity
+            )
+
+
+class nnUNetTrainerCAML_headsFirst(nnUNetTrainerCAML):
+    """See :class:`HeadsFirst`."""
+
+    def initialize(self) -> None:
+        """As the trainer's."""
+        super().initialize()
+        self.caml.__class__ = HeadsFirst
