@@ -103,7 +103,7 @@ class nnUNetTrainerCAML_copyPaste(nnUNetTrainerCAML):
 class nnUNetTrainerCAML_paper(nnUNetTrainerCAML):
     """The paper's settings (those for 10 % labelled), whatever the defaults are.
 
-    Optimiser, schedule, patches, augmentation and the supervised loss are nnU-Net's.
+    What is not the paper's, such as nnU-Net's recipe, is listed in ``documentation/method.md``.
     """
 
     supervised_weight = 0.5
