@@ -44,6 +44,14 @@ def remove_companions(checkpoint: Path, keep: Path | None = None) -> None:
             file.unlink(missing_ok=True)
 
 
+def go_on_from_best(damaged: Path) -> str:
+    """How to go on from ``checkpoint_best.pth`` if ``damaged`` has no use; empty if that one has no companion either."""
+    best = damaged.with_name("checkpoint_best.pth")
+    if damaged == best or not best.is_file() or not any(file.suffix == ".pth" for file in companions(best)):
+        return ""
+    return f" Or, to go on from {best.name} with --c, move {damaged.name} away."
+
+
 def run_token(logger: Any) -> list[float]:
     """Tells runs apart that share an epoch number: when the logged epochs ended."""
     return [float(t) for t in logger.get_value("epoch_end_timestamps", step=None)]

@@ -87,9 +87,9 @@ class Hyperparameters:
             ValueError: One has a value that it may not have; the message names it and says what it may be. Or two exclude each
                 other.
         """
-        for name, (allowed, words) in _ALLOWED.items():
-            value = getattr(self, name)
-            if not allowed(value):
+        for name, (allowed, words) in {**_ALLOWED, **_OF_NNUNET}.items():
+            value = getattr(self, name, None)
+            if (hasattr(self, name) or name not in _OF_NNUNET) and not allowed(value):
                 raise ValueError(f"{type(self).__name__}.{name} must be {words}, got {value!r}")
         if self.memory_max_rows_per_class < self.memory_per_class:
             raise ValueError(
@@ -193,4 +193,14 @@ _ALLOWED: dict[str, Rule] = {
     "activation_checkpointing": _SWITCH,
     "clip_norm": _POSITIVE,
     "epochs": (lambda value: value is None or _is_whole(value), "None or a whole number from 1"),
+}
+
+#: nnU-Net's own, which it sets when a trainer is made
+_OF_NNUNET: dict[str, Rule] = {
+    "initial_lr": _POSITIVE,
+    "weight_decay": _WEIGHT,
+    "oversample_foreground_percent": _FRACTION,
+    "num_iterations_per_epoch": _WHOLE,
+    "num_val_iterations_per_epoch": _WHOLE,
+    "save_every": _WHOLE,
 }

@@ -83,7 +83,7 @@ def prepare(
             f"WARNING: {len(idle)} labelled case(s) are in neither part of this fold and go unused: {', '.join(idle)}. If "
             f"they were labelled after splits_final.json was written, delete that file for new folds, or add them to it."
         )
-    done = preprocess(unlabeled, min(default_num_processes, os.cpu_count() or 1))
+    done = preprocess(unlabeled, min(default_num_processes, os.cpu_count() or 1), say=say)
     usable = unlabeled.usable_cases()
     if not usable:
         name = unlabeled.plans_manager.dataset_name

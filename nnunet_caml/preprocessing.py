@@ -236,11 +236,15 @@ def needs_work(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> b
     state = CaseState.read(dataset.state_file(case))
     if state is None or state.fingerprint != dataset.fingerprint():
         return True
+    if all(f.is_file() for f in files):
+        return not same_sources(state.sources, files)
     # A missing raw file is reported when the case is done anew, not when it was done before the file went.
-    return all(f.is_file() for f in files) and not same_sources(state.sources, files)
+    return any(f.name not in state.sources for f in files)
 
 
-def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: int = 1) -> int:
+def preprocess(
+    dataset: UnlabeledDataset, processes: int, part: int = 0, parts: int = 1, say: Callable[[str], None] = print
+) -> int:
     """Preprocesses all raw unlabelled cases that are not done yet, and removes what killed runs have left.
 
     Args:
@@ -248,6 +252,7 @@ def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: 
         processes: Worker processes, at least 1.
         part: Which share of the cases to do, as in ``nnUNetv2_predict``; from 0.
         parts: Into how many shares the cases are divided.
+        say: Takes a sentence on what somebody has to know.
 
     Returns:
         How many cases this run has done; others may have been done by another one meanwhile.
@@ -256,8 +261,19 @@ def preprocess(dataset: UnlabeledDataset, processes: int, part: int = 0, parts: 
         UnlabeledDataError: Naming every case that is no good. All others have been done by then.
         OSError: If the disk is full. What was done until then is kept.
     """
-    cases = dict(list(dataset.raw_cases().items())[part::parts])
+    raw = dataset.raw_cases()
+    if gone := dataset.follow_raw(raw):
+        say(f"{len(gone)} preprocessed case(s) are no longer among the raw ones and are not used any more: {', '.join(gone)}.")
+    cases = dict(list(raw.items())[part::parts])
     todo = [(case, files) for case, files in cases.items() if needs_work(dataset, case, files)]
+    absent = sorted(
+        set(cases) - {case for case, _ in todo} - {c for c, files in cases.items() if all(f.is_file() for f in files)}
+    )
+    if 0 < len(absent) < len(cases):  # all of them: raw data of another machine
+        say(
+            f"WARNING: raw files of {len(absent)} unlabelled case(s) are missing, which are used as they were preprocessed "
+            f"before: {', '.join(absent)}. Remove the case(s), or put back the files."
+        )
     state = dataset.folder / STATE_FOLDER
     for temporary in state.glob(f"{TEMPORARY_PREFIX}*@*@*"):
         if is_leftover(temporary):

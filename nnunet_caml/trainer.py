@@ -192,7 +192,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if self._companion_problem is not None:
             raise ValueError(
                 f"{self._companion_problem}, so the auxiliary network of this training is lost and it cannot be continued. "
-                f"Put back the file, or the settings, that it was begun with, or start again without --c."
+                f"Put back the file, or the settings, that it was begun with, or start again without --c.{self._way_on}"
             )
         self.prepare_unlabeled()
         self.print_to_log_file("\n".join([*self.unknown_settings(), footprint.advice(self)]))
@@ -396,3 +396,4 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             self._rng_to_restore = state["rng"]
         except checkpoints.CompanionError as problem:  # no harm for validation; training asks in on_train_start
             self._companion_problem = f"{checkpoints.companion(path, self.current_epoch)} {problem}"
+            self._way_on = checkpoints.go_on_from_best(path)

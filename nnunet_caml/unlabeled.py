@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -29,6 +29,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 RAW_FOLDER = "imagesUn"
 DATASET_KEY = "unlabeled"
 STATE_FOLDER = ".state"
+#: in it, the states of cases that were taken away from the raw ones
+WITHDRAWN_FOLDER = "withdrawn"
 #: what nnU-Net's reader of 3-D TIFF looks for beside a case's images: CASE.json with the spacing
 SIDECAR = ".json"
 
@@ -208,6 +210,32 @@ class UnlabeledDataset:
         # an emptied folder is a wish, a missing one may have been moved to save space
         emptied = self.raw_folder is not None and (self.raw_folder / RAW_FOLDER).is_dir()
         return [case for case in done if case in raw] if raw or emptied else done
+
+    def follow_raw(self, raw: Collection[str]) -> list[str]:
+        """Withdraws preprocessed cases that are no longer among the raw ones: no training uses them, with raw data or without.
+
+        What was preprocessed stays, and counts again when the case comes back. With a folder that may not be written to,
+        or without any raw case, nothing is done.
+
+        Returns:
+            Identifiers of the cases that were withdrawn now.
+        """
+        states = self.folder / STATE_FOLDER
+        away = states / WITHDRAWN_FOLDER
+        gone = [file.stem for file in sorted(states.glob("*.json")) if file.stem not in raw] if raw else []
+        try:
+            if gone:
+                away.mkdir(exist_ok=True)
+            for case in gone:
+                self.state_file(case).replace(away / f"{case}.json")
+            for file in away.glob("*.json"):
+                if file.stem in raw and not self.state_file(file.stem).exists():
+                    file.replace(self.state_file(file.stem))
+        except FileNotFoundError:  # another run is doing the same
+            pass
+        except PermissionError:
+            return []
+        return gone
 
     def state_file(self, case: str) -> Path:
         """Where the state of a preprocessed case is kept."""

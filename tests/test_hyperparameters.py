@@ -149,3 +149,22 @@ def test_the_documentation_has_the_defaults():
     assert found == {name: str(getattr(Hyperparameters, name)).replace("'", "") for name in NAMES} | {
         name: f'"{getattr(Hyperparameters, name)}"' for name in ("consistency", "occ_similarity")
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("initial_lr", "1e-2", "a number above 0"),
+        ("initial_lr", -1.0, "a number above 0"),
+        ("weight_decay", None, "a number from 0"),
+        ("num_iterations_per_epoch", 2.0, "a whole number from 1"),
+        ("num_val_iterations_per_epoch", 0, "a whole number from 1"),
+        ("save_every", "x", "a whole number from 1"),
+        ("oversample_foreground_percent", 33, "a number from 0 to 1"),
+    ],
+)
+def test_settings_of_nnunet_are_looked_at_as_well(name: str, value: object, words: str):
+    """Which itself notices none of them, or hours later."""
+    trainer = nnUNetTrainerCAML.__new__(type("nnUNetTrainerCAML_mine", (nnUNetTrainerCAML,), {name: value}))
+    with pytest.raises(ValueError, match=rf"nnUNetTrainerCAML_mine\.{name} must be {words}, got"):
+        Hyperparameters.check_hyperparameters(trainer)

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -121,10 +122,12 @@ def test_a_finished_run_without_its_companion_gets_no_untrained_one(make_trainer
     again.run_training()
     assert (folder / "checkpoint_final.pth").is_file()
     assert not checkpoints.companions(folder / "checkpoint_final.pth")
-    longer = make_trainer(resume=True)
-    longer.load_checkpoint(str(folder / "checkpoint_final.pth"))
-    with pytest.raises(ValueError, match=r"checkpoint_final_caml_0001\.pth is missing"):
-        longer.on_train_start()
+    for best in (" Or, to go on from checkpoint_best.pth with --c, move checkpoint_final.pth away.", ""):
+        longer = make_trainer(resume=True)
+        longer.load_checkpoint(str(folder / "checkpoint_final.pth"))
+        with pytest.raises(ValueError, match=rf"checkpoint_final_caml_0001\.pth is missing.*without --c\.{re.escape(best)}$"):
+            longer.on_train_start()
+        checkpoints.remove_companions(folder / "checkpoint_best.pth")
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RAdam", "NAdam"])

@@ -19,6 +19,43 @@ def test_cases_taken_out_of_the_raw_data_are_not_used(workspace: Workspace):
     assert dataset(workspace).usable_cases() == ["un_0", "un_1", "un_3", "un_4"]
 
 
+def test_cases_taken_out_stay_out_where_no_raw_data_is(workspace: Workspace, capsys: pytest.CaptureFixture):
+    """As on a training node, after a test case was noticed among the unlabelled ones."""
+    raw, aside = workspace.raw / "imagesUn/un_2_0000.nii.gz", workspace.root / "un_2_0000.nii.gz"
+    preprocess(dataset(workspace), 1)
+    raw.rename(aside)
+    assert preprocess(dataset(workspace), 1) == 0
+    said = "1 preprocessed case(s) are no longer among the raw ones and are not used any more: un_2."
+    assert said in capsys.readouterr().out
+    workspace.raw.rename(workspace.root / "elsewhere")
+    assert dataset(workspace).usable_cases() == ["un_0", "un_1", "un_3", "un_4"]
+    (workspace.root / "elsewhere").rename(workspace.raw)
+    assert preprocess(dataset(workspace), 1) == 0
+    assert said not in capsys.readouterr().out
+    aside.rename(raw)  # a change of mind, which costs nothing
+    assert preprocess(dataset(workspace), 1) == 0
+    assert dataset(workspace).usable_cases() == [f"un_{i}" for i in range(5)]
+
+
+def test_a_list_that_names_another_file_which_is_not_there(workspace: Workspace, capsys: pytest.CaptureFixture):
+    """The case is not what was preprocessed under its name; one whose own file has gone is, which is said."""
+    listed = workspace.root / "archive"
+    (workspace.raw / "imagesUn").rename(listed)
+    description = workspace.raw / "dataset.json"
+    content = json.loads(description.read_text(encoding="utf-8"))
+    content["unlabeled"] = {f"un_{i}": {"images": [str(listed / f"un_{i}_0000.nii.gz")]} for i in range(5)}
+    description.write_text(json.dumps(content), encoding="utf-8")
+    preprocess(dataset(workspace), 1)
+    (listed / "un_3_0000.nii.gz").unlink()
+    assert preprocess(dataset(workspace), 1) == 0
+    assert "WARNING: raw files of 1 unlabelled case(s) are missing" in (said := capsys.readouterr().out)
+    assert "before: un_3. Remove" in said
+    content["unlabeled"]["un_1"] = {"images": [str(listed / "typo.nii.gz")]}
+    description.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UnlabeledDataError, match=r"typo\.nii\.gz of unlabelled case un_1 does not exist"):
+        preprocess(dataset(workspace), 1)
+
+
 def test_an_emptied_folder_is_not_filled_from_what_was_preprocessed(workspace: Workspace):
     preprocess(dataset(workspace), 1)
     for file in (workspace.raw / "imagesUn").iterdir():
