@@ -94,7 +94,7 @@ def run_preprocess(options: argparse.Namespace) -> int:
     if not plans_file.is_file():
         command = f"nnUNetv2_plan_and_preprocess -d {convert_dataset_name_to_id(name)}"
         if options.p != "nnUNetPlans":
-            command += " with -pl PLANNER for the planner that makes these plans"
+            command += " with the -pl PLANNER or -overwrite_plans_name that makes these plans"
         raise FileNotFoundError(f"{plans_file} does not exist: run {command} first.")
     plans = PlansManager(load_json(str(plans_file)))
     dataset_json = load_json(str(folder / "dataset.json"))
@@ -118,9 +118,7 @@ def run_export(options: argparse.Namespace) -> int:
 
     installed = export(options.model_folder, options.out, options.f, options.chk, options.p, options.overwrite)
     print(f"Wrote {options.out}. A stock nnU-Net installs it with\n  nnUNetv2_install_pretrained_model_from_zip {options.out}")
-    print(
-        f"as {installed}, replacing what is there under that name, and predicts with\n  nnUNetv2_predict " + installed.command
-    )
+    print(f"as {installed}, over what is there under that name, and predicts with\n  nnUNetv2_predict " + installed.command)
     return 0
 
 

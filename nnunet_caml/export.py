@@ -6,6 +6,7 @@ checkpoint and in the folder; the exported model says ``nnUNetTrainer`` instead.
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,8 @@ def export(
         )
     plans = json.loads((model_folder / "plans.json").read_text(encoding="utf-8"))
     plans.pop("continue_training", None)
+    if plans_name is not None and not re.fullmatch(r"[\w.-]+", plans_name):
+        raise ValueError(f"-p {plans_name!r} cannot name plans: use letters, digits, dots, hyphens and underscores.")
     plans_name = plans_name or parts[1]
     installed = Installed(plans["dataset_name"], plans_name, parts[2], tuple(checkpoints), checkpoint_name)
     plans["plans_name"] = plans_name
