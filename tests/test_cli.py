@@ -56,7 +56,10 @@ def test_preprocess_without_raw_cases_says_where_it_looked(
     [
         ("-np 0", "-np must be at least 1, got 0"),
         ("-num_parts 0", "-num_parts must be at least 1, got 0"),
-        ("-p Others", "Others.json does not exist: run nnUNetv2_plan_and_preprocess -d 101 with the -pl PLANNER or -overwrite_plans_name"),
+        (
+            "-p Others",
+            "Others.json does not exist: run nnUNetv2_plan_and_preprocess -d 101 with the -pl PLANNER or -overwrite_plans_name",
+        ),
     ],
 )
 def test_preprocess_with_options_that_cannot_be(
