@@ -233,7 +233,7 @@ class UnlabeledDataset:
                     file.replace(self.state_file(file.stem))
         except FileNotFoundError:  # another run is doing the same
             pass
-        except PermissionError:
+        except OSError:  # no permission, or a file system that is read-only
             return []
         return gone
 

@@ -1,5 +1,6 @@
 """Which preprocessed unlabelled cases are trained with, and what is recorded of them."""
 
+import errno
 import json
 import os
 import shutil
@@ -35,6 +36,19 @@ def test_cases_taken_out_stay_out_where_no_raw_data_is(workspace: Workspace, cap
     aside.rename(raw)  # a change of mind, which costs nothing
     assert preprocess(dataset(workspace), 1) == 0
     assert dataset(workspace).usable_cases() == [f"un_{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_cases_taken_out_are_no_obstacle_where_the_folder_may_not_be_written_to(workspace: Workspace, monkeypatch, number: int):
+    preprocess(dataset(workspace), 1)
+    (workspace.raw / "imagesUn/un_2_0000.nii.gz").unlink()
+
+    def refuse(*_args: object, **_settings: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert preprocess(dataset(workspace), 1) == 0
+    assert dataset(workspace).usable_cases() == ["un_0", "un_1", "un_3", "un_4"]
 
 
 def test_a_list_that_names_another_file_which_is_not_there(workspace: Workspace, capsys: pytest.CaptureFixture):
