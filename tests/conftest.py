@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from filelock import FileLock
 
 from nnunet_caml.startup import add_discovery_folder
 
@@ -149,12 +150,19 @@ def add_tiny_configuration(plans_file: Path) -> None:
 @pytest.fixture(scope="session")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A data set planned and preprocessed by nnU-Net's command. Not to be changed: see ``workspace``."""
-    workspace = Workspace(tmp_path_factory.mktemp("planned"))
-    write_raw(workspace.raw)
-    command = "nnUNetv2_plan_and_preprocess -d 101 -c 3d_fullres --verify_dataset_integrity -np 1 -npfp 1"
-    # nnU-Net 2.8.1 takes this number for torch's threads when it plans, and torch wants at least one
-    workspace.run(*command.split(), variables={"nnUNet_n_proc_DA": "1"})
-    add_tiny_configuration(workspace.preprocessed / "nnUNetPlans.json")
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # tests in several processes plan once
+        root = root.parent
+    workspace = Workspace(root / "planned")
+    with FileLock(root / "planned.lock"):
+        if not (done := root / "planned.done").exists():
+            shutil.rmtree(workspace.root, ignore_errors=True)
+            write_raw(workspace.raw)
+            command = "nnUNetv2_plan_and_preprocess -d 101 -c 3d_fullres --verify_dataset_integrity -np 1 -npfp 1"
+            # nnU-Net 2.8.1 takes this number for torch's threads when it plans, and torch wants at least one
+            workspace.run(*command.split(), variables={"nnUNet_n_proc_DA": "1"})
+            add_tiny_configuration(workspace.preprocessed / "nnUNetPlans.json")
+            done.touch()
     return workspace
 
 
