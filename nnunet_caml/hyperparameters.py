@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from inspect import get_annotations
 from typing import Any
 
-from nnunet_caml.consistency import CONSISTENCIES
+from nnunet_caml.consistency import CONSISTENCIES, rampup
 from nnunet_caml.correlation import SIMILARITIES
 
 __all__ = ["Hyperparameters"]
@@ -119,12 +119,21 @@ class Hyperparameters:
         if self.epochs is not None:
             self.num_epochs = self.epochs
 
-    def unknown_settings(self) -> Iterator[str]:
-        """A sentence for each public class attribute of a subclass that has no effect, once the trainer is initialised.
+    def remarks(self) -> Iterator[str]:
+        """Sentences on settings that are allowed and not likely to be meant, once the trainer is initialised.
 
-        That is one that neither nnU-Net nor this package reads, unless it has an annotation (``palette: str = "viridis"``),
-        which makes it the subclass's own; or one that the plans overrule.
+        Such as public class attributes of a subclass that have no effect: those that neither nnU-Net nor this package reads,
+        unless they have an annotation (``palette: str = "viridis"``), which makes them the subclass's own, and those that the
+        plans overrule.
         """
+        left = 1 - self.rampup_start_fraction
+        reached = rampup(left, self.rampup_fraction) if left else 0.0
+        if (self.lambda_c or self.lambda_o) and reached < 1:
+            yield (
+                f"{type(self).__name__}: rampup_start_fraction + rampup_fraction is {self.rampup_start_fraction:g} + "
+                f"{self.rampup_fraction:g}, more than the whole training: consistency and OCC end with {reached:.0%} of their "
+                "weight."
+            )
         mro = type(self).__mro__
         known = {*vars(self), *(name for cls in mro for name in get_annotations(cls))} - {"batch_size"}
         wanted, actual = getattr(type(self), "batch_size", None), getattr(self, "batch_size", None)

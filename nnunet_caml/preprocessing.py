@@ -259,7 +259,7 @@ def preprocess(
 
     Raises:
         UnlabeledDataError: Naming every case that is no good. All others have been done by then.
-        OSError: If the disk is full. What was done until then is kept.
+        OSError: If the disk is full, or nothing may be written. What was done until then is kept.
     """
     raw = dataset.raw_cases()
     if gone := dataset.follow_raw(raw):
@@ -280,7 +280,7 @@ def preprocess(
             shutil.rmtree(temporary, ignore_errors=True)
     if not todo:
         return 0
-    state.mkdir(parents=True, exist_ok=True)
+    make_writable(state, [case for case, _ in todo])
     # Runs at the same time begin at different cases and so share the work.
     start = random.SystemRandom().randrange(len(todo))
     order = todo[start:] + todo[:start]
@@ -300,6 +300,25 @@ def preprocess(
         others = "; the others are preprocessed" if len(problems) < len(todo) else ""
         raise UnlabeledDataError(f"{len(problems)} of {len(todo)} unlabelled cases cannot be used{others}:\n{lines}")
     return done
+
+
+def make_writable(state: Path, todo: Sequence[str]) -> None:
+    """Makes the folder of the states of preprocessed cases, or raises ``OSError`` that says which cases it is needed for."""
+    probe = state / f"{TEMPORARY_PREFIX}probe@{uuid4().hex[:8]}@{host()}@{os.getpid()}"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        some = ", ".join([*todo[:3], "..."] if len(todo) > 3 else todo)
+        raise OSError(
+            error.errno,
+            f"{len(todo)} unlabelled case(s) ({some}) are not preprocessed yet, or have changed since, and nothing may be "
+            f"written here ({os.strerror(error.errno)}). Run `nnunet-caml preprocess` where it may, or take the case(s) away",
+            str(state.parent),
+        ) from None
 
 
 def finished_cases(

@@ -195,7 +195,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
                 f"Put back the file, or the settings, that it was begun with, or start again without --c.{self._way_on}"
             )
         self.prepare_unlabeled()
-        self.print_to_log_file("\n".join([*self.unknown_settings(), footprint.advice(self)]))
+        self.print_to_log_file("\n".join([*self.remarks(), footprint.advice(self)]))
         vanilla = unwrap(self.network)
         if self.current_epoch == 0 and not torch.equal(self._untrained, next(vanilla.parameters())):
             copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))

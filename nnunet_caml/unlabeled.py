@@ -73,12 +73,20 @@ def list_folder(folder: Path, file_ending: str, channels: int) -> dict[str, list
         4-D NIfTI), so all cases may have fewer files than channels; reading them tells whether they are all there.
 
     Raises:
-        UnlabeledDataError: If a file is not named so, or a case has files too many or fewer than the others.
+        UnlabeledDataError: If a file is not named so, images lie in a folder within, or a case has files too many or fewer
+            than the others.
     """
     found: dict[str, dict[int, Path]] = defaultdict(dict)
     others = []
     for file in sorted(folder.iterdir()):
-        if file.name.startswith(".") or file.is_dir():
+        if file.name.startswith("."):
+            continue
+        if file.is_dir():
+            if inner := next(file.rglob(f"*{file_ending}"), None):
+                raise UnlabeledDataError(
+                    f"{inner} lies in a folder within {folder}, where nnU-Net reads no images. Move it into {folder.name} "
+                    f'itself, as CASE_0000{file_ending}, or name it in the entry "{DATASET_KEY}" of dataset.json.'
+                )
             continue
         match = re.fullmatch(r"(.+)_(\d{4})" + re.escape(file_ending), file.name)
         if match is None:

@@ -66,7 +66,7 @@ def test_nnunets_own_settings_may_be_class_attributes(make_trainer, monkeypatch)
     trainer = make_trainer("nnUNetTrainerCAML")
     assert (trainer.num_iterations_per_epoch, trainer.initial_lr, trainer.num_epochs) == (7, 0.002, 3)
     assert (trainer.num_val_iterations_per_epoch, trainer.weight_decay) == (50, 3e-5), "nnU-Net's, where the class says nothing"
-    assert list(trainer.unknown_settings()) == []
+    assert list(trainer.remarks()) == []
     trainer.initialize()
     assert trainer.optimizer.param_groups[0]["lr"] == trainer.auxiliary_optimizer.param_groups[0]["lr"] == 0.002
 
@@ -88,7 +88,7 @@ def test_a_misspelt_setting_is_told(make_trainer):
 
     trainer = make_trainer("nnUNetTrainerCAML")
     trainer.__class__ = Mine
-    assert list(trainer.unknown_settings()) == [
+    assert list(trainer.remarks()) == [
         "Mine.lamda_c: neither nnU-Net nor CAML has a setting of this name. Did you mean lambda_c?",
         "Mine.inital_lr: neither nnU-Net nor CAML has a setting of this name. Did you mean initial_lr?",
         "Mine.palette: neither nnU-Net nor CAML has a setting of this name.",
@@ -99,20 +99,36 @@ def test_a_batch_size_is_the_plans(make_trainer):
     trainer = make_trainer("nnUNetTrainerCAML")
     trainer.__class__ = type("nnUNetTrainerCAML_mine", (nnUNetTrainerCAML,), {"batch_size": 1, "bach_size": 1})
     trainer.initialize()
-    assert list(trainer.unknown_settings()) == [
+    assert list(trainer.remarks()) == [
         "nnUNetTrainerCAML_mine.batch_size = 1 has no effect, the batch is of 2: nnU-Net takes it from the plans. Change "
         "batch_size of the configuration in the plans file (nnUNetPlans.json).",
         "nnUNetTrainerCAML_mine.bach_size: neither nnU-Net nor CAML has a setting of this name.",
     ]
     trainer.__class__.batch_size = 2
-    assert len(list(trainer.unknown_settings())) == 1
+    assert len(list(trainer.remarks())) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "fraction", "reached"), [(0.6, 0.8, "29%"), (1.0, 0.0, "0%"), (0.9, 0.1, None), (0.4, 0.3, None)]
+)
+def test_a_ramp_up_that_does_not_end_is_told(make_trainer, start: float, fraction: float, reached: str | None):
+    trainer = make_trainer("nnUNetTrainerCAML")
+    settings = {"rampup_start_fraction": start, "rampup_fraction": fraction}
+    trainer.__class__ = type("nnUNetTrainerCAML_mine", (nnUNetTrainerCAML,), settings)
+    expected = (
+        f"nnUNetTrainerCAML_mine: rampup_start_fraction + rampup_fraction is {start:g} + {fraction:g}, more than the whole "
+        f"training: consistency and OCC end with {reached} of their weight."
+    )
+    assert list(trainer.remarks()) == ([] if reached is None else [expected])
+    trainer.__class__.lambda_c = trainer.__class__.lambda_o = 0.0
+    assert list(trainer.remarks()) == []
 
 
 def test_ours_have_no_unknown_setting(make_trainer):
     trainer = make_trainer("nnUNetTrainerCAML")
     for name in variants.__all__:
         trainer.__class__ = getattr(variants, name)
-        assert list(trainer.unknown_settings()) == [], name
+        assert list(trainer.remarks()) == [], name
 
 
 def test_every_one_of_them_is_looked_at():

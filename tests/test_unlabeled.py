@@ -198,6 +198,22 @@ def test_some_cases_with_fewer_files_than_others(tmp_path: Path):
         list_folder(tmp_path, ".nii.gz", 2)
 
 
+def test_images_in_a_folder_within(tmp_path: Path):
+    """As somebody has them who keeps a folder for each patient. Other folders do no harm."""
+    (tmp_path / "a_0000.nii.gz").touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/protocol.pdf").touch()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache/b_0000.nii.gz").touch()
+    assert list(list_folder(tmp_path, ".nii.gz", 1)) == ["a"]
+    (tmp_path / "patient_7/mr").mkdir(parents=True)
+    (tmp_path / "patient_7/mr/b_0000.nii.gz").touch()
+    with pytest.raises(
+        UnlabeledDataError, match=r"patient_7/mr/b_0000\.nii\.gz lies in a folder within .*as CASE_0000\.nii\.gz"
+    ):
+        list_folder(tmp_path, ".nii.gz", 1)
+
+
 def test_spacing_beside_tiff_images(tmp_path: Path):
     """nnU-Net's reader of 3-D TIFF takes the spacing from CASE.json."""
     for name in ("a_0000.tif", "a.json", "b_0000.tif"):

@@ -10,6 +10,7 @@ import pytest
 from conftest import Workspace
 from test_unlabeled import dataset
 
+from nnunet_caml.cli import main
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.unlabeled import CaseState, UnlabeledDataError, read_sources, same_sources
 
@@ -49,6 +50,28 @@ def test_cases_taken_out_are_no_obstacle_where_the_folder_may_not_be_written_to(
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert preprocess(dataset(workspace), 1) == 0
     assert dataset(workspace).usable_cases() == ["un_0", "un_1", "un_3", "un_4"]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_new_case_where_the_folder_may_not_be_written_to(workspace: Workspace, monkeypatch, capsys, number: int):
+    preprocess(dataset(workspace), 1)
+    for i in range(5):
+        shutil.copy(workspace.raw / f"imagesUn/un_{i}_0000.nii.gz", workspace.raw / f"imagesUn/new_{i}_0000.nii.gz")
+
+    def refuse(path: Path, *_args: object, **_settings: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        assert main(["preprocess", "-d", "101", "-c", "3d_fullres", "-np", "1"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "5 unlabelled case(s) (new_0, new_1, new_2, ...) are not preprocessed yet, or have changed since, and nothing" in said
+    )
+    assert f"{os.strerror(number)}). Run `nnunet-caml preprocess` where it may, or take the case(s) away: " in said
+    assert "nnUNetPlans_3d_fullres_unlabeled" in said
+    assert preprocess(dataset(workspace), 1) == 5
+    assert not list(dataset(workspace).folder.glob(".state/tmp-*"))
 
 
 def test_a_list_that_names_another_file_which_is_not_there(workspace: Workspace, capsys: pytest.CaptureFixture):
