@@ -6,6 +6,7 @@ Arguments: rank, number of ranks, port, configuration, trainer, file for what th
 import json
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -40,6 +41,14 @@ def main(rank: int, ranks: int, port: str, configuration: str, name: str, output
         return do_split()
 
     trainer.do_split = split_later
+    seen: list[list[str]] = []
+    step = trainer.train_step
+
+    def noted(batch: dict) -> dict:
+        seen.append([sha256(batch[key].numpy().tobytes()).hexdigest() for key in ("data", "unlabeled") if key in batch])
+        return step(batch)
+
+    trainer.train_step = noted
     torch.manual_seed(rank)  # weights have to come out the same all the same
     trainer.run_training()
     trainer.perform_actual_validation()
@@ -49,6 +58,7 @@ def main(rank: int, ranks: int, port: str, configuration: str, name: str, output
         "A": unwrap(caml.auxiliary).state_dict(),
         "heads": [dict(head.named_parameters()) for head in (caml.heads_v, caml.heads_a)],
         "memory": caml.memory.counts,
+        "seen": seen,
         "batch_size": trainer.batch_size,
         "supervised": trainer.logger.get_value("caml_supervised", step=-1),
     }

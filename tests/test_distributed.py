@@ -55,6 +55,9 @@ def test_two_ranks(workspace: Workspace, tmp_path: Path, configuration: str, tra
             torch.testing.assert_close(value, theirs[name], rtol=0, atol=0, msg=name)
     assert first["batch_size"] == second["batch_size"] == 1, "the plans' batch is shared between the ranks"
     assert first["supervised"] == second["supervised"], "the log is of all ranks"
+    patches = [patch for rank in (first, second) for step in rank["seen"] for patch in step]
+    assert any(len(step) == 2 for step in first["seen"]), "with unlabelled ones"
+    assert len(set(patches)) == len(patches), "each rank draws patches of its own"
     # every rank visits every case by and by; after eight patches each has seen at least one
     assert all((rank["memory"].sum(1) > 0).any() for rank in (first, second))
     model = workspace.results / NAME / f"{trainer}__nnUNetPlans__{configuration}"
