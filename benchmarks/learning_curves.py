@@ -21,10 +21,10 @@ def panel(name: str, names: list[str] | None = None) -> figures.Means:
 
     Args:
         name: Of the folder.
-        names: Of arms; all, if not given.
+        names: Of arms; all, if not given. Those that the study does not have are left out.
 
     Raises:
-        StudyError: There is no such folder or arm, or none of its figures is of such an arm.
+        StudyError: There is no such folder, no arm of its study is named, or none of its figures is of such an arm.
     """
     files = [(STUDIES / f"{name.removesuffix(end)}.json", how) for end, how in SUFFIXES.items() if name.endswith(end)]
     known = [(file, how) for file, how in files if file.is_file() and (KEPT / name).is_dir()]
@@ -32,9 +32,10 @@ def panel(name: str, names: list[str] | None = None) -> figures.Means:
         raise StudyError(f"{name} is no folder of kept figures: there are {', '.join(sorted(f.name for f in KEPT.iterdir()))}.")
     file, (test, mirrored) = known[0]
     study = read_study(file)
+    here = [arm.name for arm in study.arms if arm.name in (names or [])]
     with TemporaryDirectory() as folder:
         work = Workspace(Path(folder), Path(folder), test=test, mirrored=mirrored)
-        means = report.case_means(report.collect(study, work, KEPT, select(study, names)))
+        means = report.case_means(report.collect(study, work, KEPT, select(study, here or names)))
     if not means:
         raise StudyError(f"{KEPT / name} has no figures of {', '.join(names or ['any arm'])}.")
     return means
@@ -53,6 +54,9 @@ def main() -> int:
         parser.error(f"--titles has {len(titles)} titles for {len(options.folders)} folders")
     try:
         panels = {title: panel(folder, options.arms) for title, folder in zip(titles, options.folders, strict=True)}
+        drawn = {arm for means in panels.values() for arm, *_ in means}
+        if absent := [arm for arm in options.arms or [] if arm not in drawn]:
+            raise StudyError(f"--arms {absent[0]}: none of these folders has figures of it.")
     except StudyError as error:
         print(f"learning_curves.py: {error}", file=sys.stderr)
         return 1

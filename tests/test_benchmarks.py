@@ -227,11 +227,11 @@ def test_overlap_of_boxes(tmp_path: Path):
 
 
 def test_learning_curves_of_kept_figures(tmp_path: Path, monkeypatch, capsys):
-    """The README's picture: panels of several studies, from figures in the repository."""
+    """The README's picture: panels of several studies, from figures in the repository. Not every study has every arm."""
     picture = tmp_path / "curves.png"
     command = [str(BENCHMARKS / "learning_curves.py"), "-o", str(picture)]
     monkeypatch.setattr(
-        sys, "argv", [*command, "hippocampus_screen_test", "left_atrium_cpu", "--arms", "CAML", "labelled only"]
+        sys, "argv", [*command, "hippocampus_screen_test", "left_atrium_cpu", "--arms", "CAML", "labelled only, as much time"]
     )
     assert learning_curves.main() == 0
     width, height = matplotlib.image.imread(picture).shape[1::-1]
@@ -239,6 +239,7 @@ def test_learning_curves_of_kept_figures(tmp_path: Path, monkeypatch, capsys):
     for arguments, sentence in (
         (["hippocampus"], "hippocampus is no folder of kept figures: there are "),
         (["left_atrium_cpu", "--arms", "CMAL"], "--arms CMAL: the study left_atrium_cpu has labelled only, "),
+        (["left_atrium_cpu", "--arms", "CAML", "CMAL"], "--arms CMAL: none of these folders has figures of it."),
     ):
         monkeypatch.setattr(sys, "argv", [*command, *arguments])
         assert learning_curves.main() == 1
