@@ -198,5 +198,6 @@ def _summary(folder: Path, scores: Mapping[str, Scores], seconds: dict[str, floa
         f"Picture      {folder / FIGURE}\n"
         f"Numbers      {folder / RESULTS}\n"
         f"Logs         {folder / LOGS}\n"
-        "So short a training on so small a network shows how it works, not how good it is."
+        "So short a training on so small a network shows how it works, not how good it is: plain nnU-Net has not yet learned\n"
+        "all that its four cases teach, and given the time that CAML takes it can end above CAML."
     )
