@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="label upright adults in an early phase only: unlike the other cases, which CAML cannot make up for",
     )
+    p.add_argument("--longer", action="store_true", help="train plain nnU-Net once more, for as long as CAML has taken")
     p.set_defaults(run=run_demo)
 
     options = parser.parse_args(arguments)
@@ -174,7 +175,7 @@ def run_demo(options: argparse.Namespace) -> int:
     """``nnunet-caml demo``."""
     from nnunet_caml.demo import run
 
-    return run(options.o, options.device, options.seed, options.narrow)
+    return run(options.o, options.device, options.seed, options.narrow, options.longer)
 
 
 if __name__ == "__main__":

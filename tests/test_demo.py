@@ -17,8 +17,8 @@ from nnunet_caml.demo import commands, evaluation, figure
 from nnunet_caml.demo.commands import CommandError, CommandLine, PredictionWatch, TrainingWatch
 from nnunet_caml.demo.configuration import CONFIGURATION, FEATURES, add_configuration
 from nnunet_caml.demo.dataset import TEST_IMAGES, TEST_LABELS, write_dataset
-from nnunet_caml.demo.main import MARKER, claim_folder, environment
-from nnunet_caml.demo.schedules import EPOCHS, ITERATIONS_PER_EPOCH
+from nnunet_caml.demo.main import LONGER, MARKER, TRAINERS, claim_folder, environment, longer_epochs
+from nnunet_caml.demo.schedules import EPOCHS, ITERATIONS_PER_EPOCH, LONGER_EPOCHS
 from nnunet_caml.demo.synthetic import EVERYONE, LABELS, NARROW, draw_case
 from nnunet_caml.unlabeled import RAW_FOLDER, list_folder
 
@@ -211,11 +211,28 @@ def test_missing_command(monkeypatch):
 def test_news_of_a_training():
     watch = TrainingWatch(epochs=8)
     stamp = "2024-01-02 03:04:05.678901: "
-    lines = ["Epoch 0", "Current learning rate: 0.01", "train_loss -0.12", "Epoch time: 9.77 s"]
+    lines = ["Epoch 0", "Current learning rate: 0.01", "train_loss -0.12", "Epoch time: 9.77 s", "Epoch 1", "Epoch time: 9.0 s"]
     assert [news for line in lines if (news := watch(f"{stamp}{line}\n"))] == [
         "training, 8 epochs",
         "epoch 1 of 8: loss -0.12, 9.77 s",
+        "epoch 2 of 8: loss -0.12, 9.0 s",
     ]
+    assert watch.trained_s == pytest.approx(18.77)
+
+
+def test_longer_training_takes_as_much_time():
+    assert longer_epochs({"nnU-Net": 100.0, "CAML": 250.0}) == EPOCHS * 5 // 2
+    assert longer_epochs({"nnU-Net": 100.0, "CAML": 40.0}) == EPOCHS  # nnU-Net had been held up by other work
+
+
+def test_longer_training_has_the_epochs_of_the_environment(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", environment(tmp_path, "cpu")["nnUNet_extTrainer"])
+    monkeypatch.setenv(LONGER_EPOCHS, "37")
+    trainer = make_trainer(TRAINERS[LONGER], "all")
+    trainer.initialize()
+    trainer.on_train_epoch_start()
+    assert trainer.num_epochs == 37
+    assert trainer.lr_scheduler.max_steps == 37
 
 
 def test_news_of_a_prediction():
@@ -263,11 +280,13 @@ def test_figure_is_written(tmp_path):
 @pytest.mark.slow
 def test_whole_demo(tmp_path, capfd):
     folder = tmp_path / "demo"
-    assert main(["demo", "-o", str(folder), "-device", "cpu"]) == 0
+    assert main(["demo", "-o", str(folder), "-device", "cpu", "--longer"]) == 0
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    assert results["iterations"] == EPOCHS * ITERATIONS_PER_EPOCH
+    assert results["iterations"]["nnU-Net"] == results["iterations"]["CAML"] == EPOCHS * ITERATIONS_PER_EPOCH
+    assert results["iterations"][LONGER] % ITERATIONS_PER_EPOCH == 0
+    assert results["iterations"][LONGER] > EPOCHS * ITERATIONS_PER_EPOCH
     assert results["data"] == {"seed": 2023, "narrow": False}
-    for trainer in ("nnU-Net", "CAML"):
+    for trainer in TRAINERS:
         dice = results["dice"][trainer]
         assert len(dice["cases"]) == len(list((folder / "predictions" / trainer).glob("*.nii.gz"))) == 12
         # far above what a network that has learned nothing gets

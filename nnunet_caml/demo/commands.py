@@ -167,10 +167,14 @@ class TrainingWatch:
 
     Args:
         epochs: How many there will be.
+
+    Attributes:
+        trained_s: Seconds that the epochs took so far, without what comes before, between and after them.
     """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
+        self.trained_s = 0.0
         self.epoch = 0
         self.loss = "?"
 
@@ -182,6 +186,7 @@ class TrainingWatch:
         if match := re.fullmatch(r"train_loss (\S+)", text):
             self.loss = match[1]
         if match := re.fullmatch(r"Epoch time: (\S+) s", text):
+            self.trained_s += float(match[1])
             return f"epoch {self.epoch} of {self.epochs}: loss {self.loss}, {match[1]} s"
         if re.match(r"\d+ labelled and \d+ unlabelled training cases", text):
             return text

@@ -50,8 +50,8 @@ def statistics(scores: Scores) -> dict[str, dict[str, float]]:
 def table(scores: Mapping[str, Scores]) -> str:
     """A table for the terminal, one row per trainer."""
     names = [*ORGANS, "mean"]
-    rows = [f"{'':<12}" + "".join(f"{name:>18}" for name in names)]
+    rows = [f"{'':<16}" + "".join(f"{name:>18}" for name in names)]
     for trainer, cases in scores.items():
         row = statistics(cases)
-        rows.append(f"{trainer:<12}" + "".join(f"{row[n]['mean']:>11.3f} ± {row[n]['std']:.2f}" for n in names))
+        rows.append(f"{trainer:<16}" + "".join(f"{row[n]['mean']:>11.3f} ± {row[n]['std']:.2f}" for n in names))
     return "\n".join(rows)

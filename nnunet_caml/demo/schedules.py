@@ -3,6 +3,7 @@
 nnU-Net finds them through the folder ``trainers/``, which re-exports them; see ``nnunet_caml/startup.py`` for the reason.
 """
 
+import os
 import random
 
 import numpy as np
@@ -11,10 +12,19 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_caml.trainer import nnUNetTrainerCAML
 
-__all__ = ["EPOCHS", "ITERATIONS_PER_EPOCH", "nnUNetTrainerCAML_demo", "nnUNetTrainer_demo"]
+__all__ = [
+    "EPOCHS",
+    "ITERATIONS_PER_EPOCH",
+    "LONGER_EPOCHS",
+    "nnUNetTrainerCAML_demo",
+    "nnUNetTrainer_demo",
+    "nnUNetTrainer_demoLonger",
+]
 
 EPOCHS = 16
 ITERATIONS_PER_EPOCH = 40
+#: environment variable with the epochs of the longer training, which depend on how long CAML took
+LONGER_EPOCHS = "NNUNET_CAML_DEMO_EPOCHS"
 
 
 class _Short:
@@ -38,6 +48,16 @@ class _Short:
 
 class nnUNetTrainer_demo(_Short, nnUNetTrainer):
     """Plain nnU-Net, short."""
+
+
+class nnUNetTrainer_demoLonger(nnUNetTrainer_demo):
+    """Plain nnU-Net with as many epochs as the environment says (:data:`LONGER_EPOCHS`), or as short as the others."""
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = int(os.environ.get(LONGER_EPOCHS, EPOCHS))
 
 
 class nnUNetTrainerCAML_demo(_Short, nnUNetTrainerCAML):
