@@ -1,7 +1,8 @@
 """Export of a trained model for a nnU-Net installation without this package.
 
 The checkpoints already hold nothing but a stock network. What ties them to us is the name of the trainer, in the
-checkpoint and in the folder; the exported model says ``nnUNetTrainer`` instead. No optimiser state is exported.
+checkpoint and in the folder; the exported model says ``nnUNetTrainer`` instead, or whichever of nnU-Net's own trainers
+builds the network. Before anything is written, nnU-Net loads it under that name. No optimiser state is exported.
 """
 
 import io
@@ -9,16 +10,21 @@ import json
 import re
 import zipfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from textwrap import shorten
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_caml.unlabeled import DATASET_KEY
 
 STOCK_TRAINER = "nnUNetTrainer"
+WAY_OUT = "Share it with nnUNetv2_export_model_to_zip instead, together with this package and the module of its trainer."
 
 
 class Installed(NamedTuple):
@@ -30,6 +36,7 @@ class Installed(NamedTuple):
         configuration: Configuration name.
         folds: Folds it has.
         checkpoint: Name of the checkpoint files.
+        trainer: Name of nnU-Net's trainer that it will seem to be of.
     """
 
     dataset: str
@@ -37,15 +44,17 @@ class Installed(NamedTuple):
     configuration: str
     folds: tuple[str, ...]
     checkpoint: str
+    trainer: str
 
     def __str__(self) -> str:
-        return f"{self.dataset}/{STOCK_TRAINER}__{self.plans}__{self.configuration}"
+        return f"{self.dataset}/{self.trainer}__{self.plans}__{self.configuration}"
 
     @property
     def command(self) -> str:
         """Arguments for ``nnUNetv2_predict``."""
         options = f"-d {self.dataset} -c {self.configuration} -f {' '.join(self.folds)} -i IN -o OUT"
         options += "" if self.plans == "nnUNetPlans" else f" -p {self.plans}"
+        options += "" if self.trainer == STOCK_TRAINER else f" -tr {self.trainer}"
         return options + ("" if self.checkpoint == "checkpoint_final.pth" else f" -chk {self.checkpoint}")
 
 
@@ -73,7 +82,7 @@ def export(
     Raises:
         FileNotFoundError: If the folder is not a trained model, a fold is missing, or ``out`` has no folder to be in.
         IsADirectoryError: If ``out`` is a folder.
-        ValueError: If the checkpoint is none of nnU-Net's.
+        ValueError: If the checkpoint is none of nnU-Net's, or its network is none that a stock nnU-Net builds.
         FileExistsError: If ``out`` exists and ``overwrite`` is not set.
     """
     model_folder = model_folder.resolve()
@@ -104,19 +113,20 @@ def export(
     if plans_name is not None and not re.fullmatch(r"[\w.-]+", plans_name):
         raise ValueError(f"-p {plans_name!r} cannot name plans: use letters, digits, dots, hyphens and underscores.")
     plans_name = plans_name or parts[1]
-    installed = Installed(plans["dataset_name"], plans_name, parts[2], tuple(checkpoints), checkpoint_name)
     plans["plans_name"] = plans_name
+    description = without_cases(json.loads((model_folder / "dataset.json").read_text(encoding="utf-8")))
+    trainer = check_stock(next(iter(checkpoints.values())), plans, description)
+    installed = Installed(plans["dataset_name"], plans_name, parts[2], tuple(checkpoints), checkpoint_name, trainer)
 
     partial = out.with_name(f".{out.name}.partial")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(f"{installed}/plans.json", json.dumps(plans, indent=4))
-            description = json.loads((model_folder / "dataset.json").read_text(encoding="utf-8"))
-            archive.writestr(f"{installed}/dataset.json", json.dumps(without_cases(description), indent=4))
+            archive.writestr(f"{installed}/dataset.json", json.dumps(description, indent=4))
             if (model_folder / "dataset_fingerprint.json").is_file():
                 archive.write(model_folder / "dataset_fingerprint.json", f"{installed}/dataset_fingerprint.json")
             for fold, file in checkpoints.items():
-                archive.writestr(f"{installed}/fold_{fold}/{checkpoint_name}", stock_checkpoint(file, plans))
+                archive.writestr(f"{installed}/fold_{fold}/{checkpoint_name}", stock_checkpoint(file, plans, trainer))
             for file in sorted(model_folder.glob("crossval_results_folds_*/*")):
                 if file.name in ("postprocessing.pkl", "postprocessing.json", "summary.json"):
                     archive.write(file, f"{installed}/{file.relative_to(model_folder)}")
@@ -131,8 +141,61 @@ def without_cases(dataset_json: dict) -> dict:
     return {key: value for key, value in dataset_json.items() if key != DATASET_KEY}
 
 
-def stock_checkpoint(file: Path, plans: dict) -> bytes:
-    """A checkpoint as ``nnUNetTrainer`` would have saved it, without the state that only training needs."""
+def check_stock(file: Path, plans: dict, dataset_json: dict) -> str:
+    """Has nnU-Net load a checkpoint as a stock installation will.
+
+    Returns:
+        Name of nnU-Net's trainer that builds the network.
+
+    Raises:
+        ValueError: There is none, or the weights do not fit.
+    """
+    trainer, remark = stock_trainer(read_checkpoint(file)["trainer_name"])
+    with TemporaryDirectory() as name, redirect_stdout(io.StringIO()):
+        (model := Path(name, "fold_all")).mkdir()
+        for content, of in ((plans, "plans.json"), (dataset_json, "dataset.json")):
+            Path(name, of).write_text(json.dumps(content), encoding="utf-8")
+        (model / file.name).write_bytes(stock_checkpoint(file, plans, trainer))
+        predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
+        try:
+            predictor.initialize_from_trained_model_folder(name, ("all",), file.name)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{file} does not fit the network that {trainer} builds from its plans, so a stock nnU-Net cannot use it "
+                f"({shorten(str(error), 300)}). {remark}{WAY_OUT}"
+            ) from None
+    return trainer
+
+
+def stock_trainer(name: str) -> tuple[str, str]:
+    """Which of nnU-Net's trainers builds the same network as the trainer of this name.
+
+    Returns:
+        Its name; and a sentence if the trainer is not to be had here, as that of a model from elsewhere, or empty.
+
+    Raises:
+        ValueError: The network is made by a class that is not nnU-Net's.
+    """
+    try:
+        with redirect_stdout(io.StringIO()):
+            kind = recursive_find_trainer_class_by_name(name)
+    except Exception as problem:  # whatever a module of the user's raises; whether the weights fit will be seen
+        return STOCK_TRAINER, f"{name} itself cannot be looked at: {shorten(str(problem), 200)}. "
+    builder = next(base for base in kind.__mro__ if "build_network_architecture" in vars(base))
+    if not builder.__module__.startswith("nnunetv2."):
+        raise ValueError(
+            f"{name} is a trainer whose network is built by {builder.__name__}.build_network_architecture, in module "
+            f"{builder.__module__}, which a stock nnU-Net does not have. {WAY_OUT}"
+        )
+    return builder.__name__, ""
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of nnU-Net, on the CPU.
+
+    Raises:
+        ValueError: It is none.
+    """
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     except (RuntimeError, EOFError, UnpicklingError) as error:
@@ -142,7 +205,13 @@ def stock_checkpoint(file: Path, plans: dict) -> bytes:
         ) from None
     if not isinstance(checkpoint, dict) or "init_args" not in checkpoint:
         raise ValueError(f"{file} is no checkpoint of nnU-Net. Name one with -chk, such as checkpoint_final.pth.")
-    checkpoint["trainer_name"] = STOCK_TRAINER
+    return checkpoint
+
+
+def stock_checkpoint(file: Path, plans: dict, trainer: str) -> bytes:
+    """A checkpoint as nnU-Net's ``trainer`` would have saved it, without the state that only training needs."""
+    checkpoint = read_checkpoint(file)
+    checkpoint["trainer_name"] = trainer
     checkpoint["optimizer_state"] = None
     checkpoint["grad_scaler_state"] = None
     arguments = checkpoint["init_args"]

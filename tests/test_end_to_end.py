@@ -1,7 +1,5 @@
 """Through nnU-Net's own command line: plan, preprocess, train, validate, predict, continue, export."""
 
-import io
-import json
 import pickle
 import signal
 import subprocess
@@ -16,7 +14,6 @@ from conftest import NAME, Workspace
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_caml.export import export
 from nnunet_caml.trainer import nnUNetTrainerCAML
 
 TRAIN = "nnUNetv2_train 101 3d_tiny"
@@ -78,23 +75,6 @@ def test_train_predict_export(workspace: Workspace, tmp_path: Path):
     a, b = predictions(ours), predictions(theirs)
     assert sorted(a) == ["ts_0.nii.gz", "ts_1.nii.gz"]
     assert all(np.array_equal(a[name], b[name]) for name in a)
-
-
-def test_an_export_does_not_name_the_unlabelled_cases(tmp_path: Path):
-    """Their names and places concern nobody else; all else of the description stays."""
-    model = tmp_path / f"{NAME}" / "nnUNetTrainerCAML__nnUNetPlans__3d_tiny"
-    (model / "fold_0").mkdir(parents=True)
-    description = {"labels": {"background": 0}, "unlabeled": {"private": {"images": ["/secret/private_0000.nii.gz"]}}}
-    (model / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
-    (model / "plans.json").write_text(json.dumps({"dataset_name": NAME}), encoding="utf-8")
-    checkpoint = {"init_args": {"dataset_json": description}, "logging": {}, "network_weights": {}}
-    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
-    export(model, tmp_path / "model.zip")
-    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
-        contents = {Path(name).name: archive.read(name) for name in archive.namelist()}
-    exported = torch.load(io.BytesIO(contents["checkpoint_final.pth"]), weights_only=False)
-    for found in (json.loads(contents["dataset.json"]), exported["init_args"]["dataset_json"]):
-        assert found == {"labels": {"background": 0}}
 
 
 def test_killed_run_continues(workspace: Workspace):

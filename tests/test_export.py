@@ -4,16 +4,28 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import NAME
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from fixed_plans import DATASET, plans
 from nnunet_caml.cli import main
 from nnunet_caml.export import export
 
-PLANS = {"dataset_name": NAME, "plans_name": "nnUNetPlans", "continue_training": False, "configurations": {"3d_tiny": {}}}
-DESCRIPTION = {"labels": {"background": 0, "front": 1}}
+CONFIGURATIONS = {"3d_tiny": plans({"patch": [8] * 3, "features": [2, 4]})["configurations"]["cost"]}
+PLANS = {**plans({"patch": [8] * 3, "features": [2, 4]}), "dataset_name": NAME, "configurations": CONFIGURATIONS}
+
+
+def weights(trainer: Any, value: float) -> dict[str, torch.Tensor]:
+    """Of the network that a trainer builds from the plans, all of one value."""
+    manager = PlansManager(PLANS)
+    network = trainer.build_network_architecture(manager, manager.get_configuration("3d_tiny"), 1, 2, True)
+    return {key: torch.full_like(weight, value) for key, weight in network.state_dict().items()}
 
 
 @pytest.fixture
@@ -22,7 +34,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / NAME / "nnUNetTrainerCAML__nnUNetPlans__3d_tiny"
     together = folder / "crossval_results_folds_0_1"
     together.mkdir(parents=True)
-    for name, content in (("plans", PLANS), ("dataset", DESCRIPTION), ("dataset_fingerprint", {"spacings": []})):
+    for name, content in (("plans", PLANS), ("dataset", DATASET), ("dataset_fingerprint", {"spacings": []})):
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     for name in ("postprocessing.pkl", "postprocessing.json", "summary.json", "tr_0.nii.gz"):
         (together / name).write_text(name, encoding="utf-8")
@@ -31,10 +43,13 @@ def model(tmp_path: Path) -> Path:
         for name in names:
             checkpoint = {
                 "trainer_name": "nnUNetTrainerCAML",
-                "network_weights": {"weight": torch.full((2,), float(fold))},
+                "network_weights": weights(nnUNetTrainer, float(fold)),
                 "optimizer_state": {"state": {0: torch.ones(2)}},
                 "grad_scaler_state": {"scale": 1.0},
-                "init_args": {"plans": PLANS, "dataset_json": DESCRIPTION, "fold": fold, "device": torch.device("cuda")},
+                "init_args": {
+                    **{"plans": PLANS, "dataset_json": DATASET, "configuration": "3d_tiny", "fold": fold},
+                    "device": torch.device("cuda"),
+                },
                 "logging": {"mean_fg_dice": [0.5], "caml_l_c": [1.0]},
             }
             torch.save(checkpoint, folder / f"fold_{fold}" / f"checkpoint_{name}.pth")
@@ -75,7 +90,7 @@ def test_a_checkpoint_is_one_of_the_stock_trainer_without_what_only_training_nee
     found = contents(tmp_path / "model.zip")
     for fold in range(2):
         checkpoint = load(found[f"{NAME}/nnUNetTrainer__nnUNetPlans__3d_tiny/fold_{fold}/checkpoint_final.pth"])
-        assert checkpoint["network_weights"]["weight"].tolist() == [fold, fold]
+        assert all((weight == fold).all() for weight in checkpoint["network_weights"].values())
         assert checkpoint["trainer_name"] == "nnUNetTrainer"
         assert checkpoint["optimizer_state"] is None
         assert checkpoint["grad_scaler_state"] is None
@@ -94,7 +109,8 @@ def test_another_plans_name_is_everywhere(model: Path, tmp_path: Path, capsys: p
     assert f"nnUNetv2_predict -d {NAME} -c 3d_tiny -f 0 1 -i IN -o OUT -p SharedPlans\n" in said
     found = contents(archive)
     assert all(name.startswith(f"{base}/") for name in found)
-    expected = {"dataset_name": NAME, "plans_name": "SharedPlans", "configurations": {"3d_tiny": {}}}
+    expected = {**PLANS, "plans_name": "SharedPlans"}
+    del expected["continue_training"]
     assert json.loads(found[f"{base}/plans.json"]) == expected
     assert load(found[f"{base}/fold_1/checkpoint_final.pth"])["init_args"]["plans"] == expected
 
@@ -130,4 +146,79 @@ def test_a_fold_that_is_not_trained_leaves_no_file(model: Path, tmp_path: Path, 
     said = capsys.readouterr().err
     assert str(Path("fold_2", "checkpoint_final.pth")) in said
     assert "that fold is not trained to the end" in said
+    assert not list(tmp_path.glob("*.zip*"))
+
+
+def test_an_export_does_not_name_the_unlabelled_cases(model: Path, tmp_path: Path):
+    """Their names and places concern nobody else; all else of the description stays."""
+    description = {**DATASET, "unlabeled": {"private": {"images": ["/secret/private_0000.nii.gz"]}}}
+    (model / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    file = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    checkpoint["init_args"]["dataset_json"] = description
+    torch.save(checkpoint, file)
+    installed = export(model, tmp_path / "model.zip", ["0"])
+    found = contents(tmp_path / "model.zip")
+    exported = load(found[f"{installed}/fold_0/checkpoint_final.pth"])
+    assert json.loads(found[f"{installed}/dataset.json"]) == DATASET
+    assert exported["init_args"]["dataset_json"] == DATASET
+
+
+COMBINED = """
+from nnunet_caml.trainer import nnUNetTrainerCAML
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
+
+
+class nnUNetTrainerCAML_BN(nnUNetTrainerCAML, nnUNetTrainerBN):
+    pass
+
+
+class nnUNetTrainerCAML_ownNetwork(nnUNetTrainerCAML):
+    @staticmethod
+    def build_network_architecture(*args, **kwargs):
+        raise NotImplementedError
+"""
+
+
+@pytest.fixture
+def combined(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of batch normalisation, and trainers of the user's own."""
+    (trainers := tmp_path / "trainers").mkdir()
+    (trainers / "mine.py").write_text(COMBINED, encoding="utf-8")
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainers))
+    name_trainer(model, "nnUNetTrainerCAML_BN", weights(nnUNetTrainerBN, 1.0))
+    return model
+
+
+def name_trainer(model: Path, name: str, network_weights: dict | None = None) -> None:
+    """Changes fold 0's checkpoint into one of another trainer."""
+    file = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False) | {"trainer_name": name}
+    torch.save(checkpoint | ({} if network_weights is None else {"network_weights": network_weights}), file)
+
+
+def test_a_network_that_one_of_nnunets_variants_builds_is_exported_as_that_variants(combined: Path, tmp_path: Path):
+    installed = export(combined, tmp_path / "model.zip", ["0"])
+    assert str(installed) == f"{NAME}/nnUNetTrainerBN__nnUNetPlans__3d_tiny"
+    assert installed.command == f"-d {NAME} -c 3d_tiny -f 0 -i IN -o OUT -tr nnUNetTrainerBN"
+    found = contents(tmp_path / "model.zip")
+    assert load(found[f"{installed}/fold_0/checkpoint_final.pth"])["trainer_name"] == "nnUNetTrainerBN"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "sentence"),
+    [
+        ("nnUNetTrainerCAML", "does not fit the network that nnUNetTrainer builds from its plans"),
+        ("nnUNetTrainerCAML_ofSomebodyElse", "nnUNetTrainerCAML_ofSomebodyElse itself cannot be looked at: Could not find"),
+        ("nnUNetTrainerCAML_ownNetwork", "built by nnUNetTrainerCAML_ownNetwork.build_network_architecture, in module mine"),
+    ],
+)
+def test_what_a_stock_nnunet_could_not_load_is_not_exported(
+    combined: Path, tmp_path: Path, capsys: pytest.CaptureFixture, trainer: str, sentence: str
+):
+    name_trainer(combined, trainer)
+    assert main(["export", str(combined), str(tmp_path / "model.zip"), "-f", "0"]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Share it with nnUNetv2_export_model_to_zip instead" in said
     assert not list(tmp_path.glob("*.zip*"))
