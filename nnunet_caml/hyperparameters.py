@@ -122,9 +122,9 @@ class Hyperparameters:
     def remarks(self) -> Iterator[str]:
         """Sentences on settings that are allowed and not likely to be meant, once the trainer is initialised.
 
-        Such as public class attributes of a subclass that have no effect: those that neither nnU-Net nor this package reads,
-        unless they have an annotation (``palette: str = "viridis"``), which makes them the subclass's own, and those that the
-        plans overrule.
+        Such as a ``train_step`` of a trainer that is combined with ours, or public class attributes of a subclass that have no
+        effect: those that the plans overrule, and those that neither nnU-Net nor this package reads, unless they have an
+        annotation (``palette: str = "viridis"``), which makes them the subclass's own.
         """
         left = 1 - self.rampup_start_fraction
         reached = rampup(left, self.rampup_fraction) if left else 0.0
@@ -142,7 +142,16 @@ class Hyperparameters:
                 f"{type(self).__name__}.batch_size = {wanted} has no effect, the batch is of {actual}: nnU-Net takes it from "
                 "the plans. Change batch_size of the configuration in the plans file (nnUNetPlans.json)."
             )
-        for cls in mro[: mro.index(Hyperparameters)]:
+        ours = mro.index(Hyperparameters)
+        for cls in mro[ours + 1 : -2]:  # those that are combined with ours; nnUNetTrainer and object are the last two
+            if "train_step" in vars(cls):
+                yield f"{cls.__name__}.train_step has no effect: a step of CAML is another one."
+        for cls in mro[:ours]:
+            if issubclass(cls, mro[-2]) and not issubclass(cls, Hyperparameters):
+                yield (
+                    f"{type(self).__name__}: what {cls.__name__} does takes the place of what CAML does. Put it behind the "
+                    "trainer of CAML in the list of bases."
+                )
             for name, value in vars(cls).items():
                 is_part_of_class = callable(value) or isinstance(value, property | classmethod | staticmethod)
                 if name.startswith("_") or is_part_of_class or name in {*known, "batch_size"}:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_caml import variants
 from nnunet_caml.hyperparameters import _ALLOWED, Hyperparameters
@@ -106,6 +107,21 @@ def test_a_batch_size_is_the_plans(make_trainer):
     ]
     trainer.__class__.batch_size = 2
     assert len(list(trainer.remarks())) == 1
+
+
+def test_a_step_that_ours_takes_the_place_of_is_told(make_trainer):
+    class Theirs(nnUNetTrainer):
+        def train_step(self, batch: dict) -> dict:
+            raise NotImplementedError
+
+    trainer = make_trainer("nnUNetTrainerCAML")
+    trainer.__class__ = type("nnUNetTrainerCAML_mine", (nnUNetTrainerCAML, Theirs), {})
+    assert list(trainer.remarks()) == ["Theirs.train_step has no effect: a step of CAML is another one."]
+    trainer.__class__ = type("nnUNetTrainerCAML_mine", (Theirs, nnUNetTrainerCAML), {})
+    assert list(trainer.remarks()) == [
+        "nnUNetTrainerCAML_mine: what Theirs does takes the place of what CAML does. Put it behind the trainer of CAML in the "
+        "list of bases."
+    ]
 
 
 @pytest.mark.parametrize(
