@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from run_study import STUDIES, select
 from study import figures, report
 from study.commands import Workspace
-from study.description import StudyError, read_study
+from study.description import Study, StudyError, read_study
 from study.kept import KEPT
 
 #: what a folder of kept figures is called after the name of its study
@@ -26,12 +26,7 @@ def panel(name: str, names: list[str] | None = None) -> figures.Means:
     Raises:
         StudyError: There is no such folder, no arm of its study is named, or none of its figures is of such an arm.
     """
-    files = [(STUDIES / f"{name.removesuffix(end)}.json", how) for end, how in SUFFIXES.items() if name.endswith(end)]
-    known = [(file, how) for file, how in files if file.is_file() and (KEPT / name).is_dir()]
-    if not known:
-        raise StudyError(f"{name} is no folder of kept figures: there are {', '.join(sorted(f.name for f in KEPT.iterdir()))}.")
-    file, (test, mirrored) = known[0]
-    study = read_study(file)
+    study, test, mirrored = study_of(name)
     here = [arm.name for arm in study.arms if arm.name in (names or [])]
     with TemporaryDirectory() as folder:
         work = Workspace(Path(folder), Path(folder), test=test, mirrored=mirrored)
@@ -39,6 +34,20 @@ def panel(name: str, names: list[str] | None = None) -> figures.Means:
     if not means:
         raise StudyError(f"{KEPT / name} has no figures of {', '.join(names or ['any arm'])}.")
     return means
+
+
+def study_of(name: str) -> tuple[Study, bool, bool]:
+    """The study of a folder of kept figures; whether they are of test cases, and of mirrored predictions.
+
+    Raises:
+        StudyError: There is no such folder.
+    """
+    files = [(STUDIES / f"{name.removesuffix(end)}.json", how) for end, how in SUFFIXES.items() if name.endswith(end)]
+    known = [(file, how) for file, how in files if file.is_file() and (KEPT / name).is_dir()]
+    if not known:
+        raise StudyError(f"{name} is no folder of kept figures: there are {', '.join(sorted(f.name for f in KEPT.iterdir()))}.")
+    file, (test, mirrored) = known[0]
+    return read_study(file), test, mirrored
 
 
 def main() -> int:

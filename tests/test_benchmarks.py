@@ -18,6 +18,7 @@ import learning_curves
 import memory_table
 import process_memory
 import step_cost
+import training_time
 from fixed_plans import SIZES, plans, prepare
 from nnunet_caml.conversion import read_list
 from run_study import select
@@ -248,6 +249,23 @@ def test_learning_curves_of_kept_figures(tmp_path: Path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         learning_curves.main()
     assert "--titles has 2 titles for 1 folders" in capsys.readouterr().err
+
+
+def test_dice_over_the_time_of_training(tmp_path: Path, monkeypatch, capsys):
+    """Means of the subsets, each at its iterations times what one costs; trials and other numbers of labels are left out."""
+    command = [str(BENCHMARKS / "training_time.py"), "-o", str(tmp_path / "time.png"), "hippocampus_screen_test_mirrored"]
+    monkeypatch.setattr(sys, "argv", [*command, "--labeled", "8"])
+    assert training_time.main() == 0
+    assert matplotlib.image.imread(tmp_path / "time.png").ndim == 3
+    said = capsys.readouterr().out.splitlines()
+    assert said == [  # the figures of README.md
+        "plain nnU-Net: 4.0: 0.819 (3), 10.0: 0.833 (3)",
+        "CAML: 12.7: 0.825 (3)",
+        "plain nnU-Net, all labels: 4.0: 0.839 (1)",
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--labeled", "5"])
+    assert training_time.main() == 1
+    assert "no figures of nnU-Net or CAML with 5 labelled cases" in capsys.readouterr().err
 
 
 def test_panels_are_told_apart_by_their_folder():

@@ -14,7 +14,7 @@ from study.commands import Workspace
 from study.description import Run, Study
 from study.runs import measured_data, metrics_file, model_folder
 
-__all__ = ["arms", "gallery", "learning_curve", "learning_curves", "saturation", "training_curves"]
+__all__ = ["arms", "gallery", "learning_curve", "learning_curves", "saturation", "training_curves", "training_time"]
 
 Means = dict[tuple[str, int | None, int, int], dict[str, float]]
 
@@ -66,6 +66,33 @@ def _draw_learning_curve(axes: Any, grouped: dict[str, dict[int | None, list[flo
         axes.set_xscale("log", base=2)
         axes.set_xticks(drawn, [str(n) for n in drawn])
         axes.set_xlim(drawn[0] / 1.3, drawn[-1] * 1.3)
+
+
+def training_time(curves: dict[str, dict[float, list[float]]], title: str, path: Path) -> None:
+    """Dice over the time of training, one line per curve; short marks are single runs, beside the means.
+
+    Args:
+        curves: Name: thousands of iterations of plain nnU-Net that take as long: mean Dice of every run.
+        title: Of the picture.
+        path: Of the picture.
+    """
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for color, (name, points) in zip(("C0", "C2", "C3"), curves.items(), strict=False):
+        times = sorted(points)
+        axes.plot(times, [np.mean(points[time]) for time in times], "o-", color=color, label=name)
+        for time in times:
+            if len(points[time]) > 1:
+                axes.plot([time] * len(points[time]), points[time], "_", color=color, alpha=0.7)
+    axes.set_xscale("log", base=2)
+    low, high = (bound(time for points in curves.values() for time in points) for bound in (min, max))
+    ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 128) if low / 1.2 <= tick <= high * 1.2]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlabel("training time, in 1000 iterations of plain nnU-Net")
+    axes.set_ylabel("Dice, mean of classes and cases")
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def arms(study: Study, means: Means, path: Path) -> None:

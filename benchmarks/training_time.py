@@ -1,0 +1,73 @@
+#!/usr/bin/env python
+"""Draws Dice over the time of training, of plain nnU-Net and of CAML, from the figures that are kept in benchmarks/results.
+
+Time is counted in iterations of plain nnU-Net, because seconds depend on the machine and on what else it did.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from learning_curves import panel, study_of
+from study import figures
+from study.description import Arm, StudyError
+
+#: trainer: curve, and how many iterations of plain nnU-Net take as long as one of it. Of CAML as measured in the undisturbed
+#: epochs of hippocampus_long on two CPU cores, a training each: 8.1 s in the first 40 %, then 16.3 s, where nnU-Net takes 4.1
+CURVES = {"nnUNetTrainer": ("plain nnU-Net", 1.0), "nnUNetTrainerCAML": ("CAML", (0.4 * 8.1 + 0.6 * 16.3) / 4.1)}
+ALL_LABELS = "plain nnU-Net, all labels"
+
+
+def curve_of(arm: Arm) -> tuple[str, float] | None:
+    """Which curve an arm is a point of, and the cost of its iterations; ``None`` for what is no training of the defaults."""
+    if arm.attributes or arm.pseudo_labels_from or arm.trainer not in CURVES:
+        return None
+    name, cost = CURVES[arm.trainer]
+    return (ALL_LABELS if arm.all_labels else name), cost
+
+
+def points(folders: list[str], labeled: int) -> dict[str, dict[float, list[float]]]:
+    """Mean Dice of every run by curve and time, in thousands of iterations of plain nnU-Net.
+
+    Raises:
+        StudyError: As :func:`learning_curves.panel`, or there is nothing to draw.
+    """
+    names = [*(name for name, _ in CURVES.values()), ALL_LABELS]
+    found: dict[str, dict[float, list[float]]] = {name: defaultdict(list) for name in names}
+    for folder in folders:
+        study, *_ = study_of(folder)
+        drawn = {arm.name: arm for arm in study.arms if curve_of(arm)}
+        for (name, number, _, _), cases in panel(folder).items():
+            if name in drawn and number in (labeled, None) and (curve := curve_of(drawn[name])):
+                time = curve[1] * (drawn[name].iterations or study.iterations) / 1000
+                found[curve[0]][time].append(float(np.nanmean(list(cases.values()))))
+    if not any(name != ALL_LABELS and times for name, times in found.items()):
+        raise StudyError(f"{', '.join(folders)}: no figures of nnU-Net or CAML with {labeled} labelled cases.")
+    return {name: times for name, times in found.items() if times}
+
+
+def main() -> int:
+    """Parses the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of benchmarks/results, of the same cases")
+    parser.add_argument("--labeled", type=int, required=True, metavar="N", help="number of labelled cases")
+    parser.add_argument("--title", default="", help="of the picture")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the picture")
+    options = parser.parse_args()
+    try:
+        curves = points(options.folders, options.labeled)
+    except StudyError as error:
+        print(f"training_time.py: {error}", file=sys.stderr)
+        return 1
+    figures.training_time(curves, options.title, options.output)
+    for name, times in curves.items():
+        said = ", ".join(f"{time:.1f}: {np.mean(dice):.3f} ({len(dice)})" for time, dice in sorted(times.items()))
+        print(f"{name}: {said}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
