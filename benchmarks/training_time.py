@@ -32,6 +32,9 @@ def curve_of(arm: Arm) -> tuple[str, float] | None:
 def points(folders: list[str], labeled: int) -> dict[str, dict[float, list[float]]]:
     """Mean Dice of every run by curve and time, in thousands of iterations of plain nnU-Net.
 
+    Times that have been tried with fewer labelled subsets than others of the same curve are left out: the subsets differ by more
+    than the times do.
+
     Raises:
         StudyError: As :func:`learning_curves.panel`, or there is nothing to draw.
     """
@@ -46,7 +49,8 @@ def points(folders: list[str], labeled: int) -> dict[str, dict[float, list[float
                 found[curve[0]][time].append(float(np.nanmean(list(cases.values()))))
     if not any(name != ALL_LABELS and times for name, times in found.items()):
         raise StudyError(f"{', '.join(folders)}: no figures of nnU-Net or CAML with {labeled} labelled cases.")
-    return {name: times for name, times in found.items() if times}
+    whole = {name: max(map(len, times.values()), default=0) for name, times in found.items()}
+    return {name: {t: r for t, r in times.items() if len(r) == whole[name]} for name, times in found.items() if times}
 
 
 def main() -> int:
