@@ -32,7 +32,7 @@ def curve_of(arm: Arm) -> tuple[str, float] | None:
 def points(folders: list[str], labeled: int) -> dict[str, dict[float, list[float]]]:
     """Mean Dice of every run by curve and time, in thousands of iterations of plain nnU-Net.
 
-    Times that have been tried with fewer labelled subsets than others of the same curve are left out: subsets differ by more than
+    Times that were tried with fewer labelled subsets than others of the same curve are left out: subsets differ by more than
     times do.
 
     Raises:
