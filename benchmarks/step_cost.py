@@ -5,18 +5,19 @@ Rows of the table:
 
 - floor: forward, backward and optimiser step of two plain networks of the plans, with nnU-Net's loss on the labelled half;
 - A instead of a second V, and that with one part more: CMA, consistency, memory and OCC;
-- CAML: all of it;
+- CAML: all of it; and its first part: as before the ramp-up, on the labelled half alone;
 - published memory: the same step with the behaviour of the published code: a memory
   on the host that keeps every correct voxel of every labelled case, and heads before the choice of voxels;
 - nnUNetTrainer: its own step, on the labelled half alone.
 
 Rounds are interleaved, so that what else the machine does hits all rows alike; ratios are medians of per-round ratios.
-Networks are not compiled (nnU-Net compiles them on a GPU), here as in every row.
+Networks are not compiled, in any row; with ``--compiled`` they are, in every row, as nnU-Net has it on a GPU.
 """
 
 import argparse
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,9 @@ from torch import Tensor, nn
 from fixed_plans import DATASET, SIZES, plans, prepare
 from process_memory import peak_bytes
 
-ROWS = ["floor", "A", "A + CMA", "A + consistency", "A + memory and OCC", "CAML", "published memory", "nnUNetTrainer"]
+FIRST = "CAML, first part"
+ROWS = ["floor", "A", "A + CMA", "A + consistency", "A + memory and OCC", "CAML", FIRST, "published memory"]
+ROWS += ["nnUNetTrainer"]
 
 
 def main() -> None:
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument("--labeled", type=int, nargs="+", default=[8], metavar="N", help="labelled cases in the memory")
     parser.add_argument("--threads", type=int, default=None, help="of torch, on a CPU")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--compiled", action="store_true", help="compile networks, as nnU-Net does on a GPU")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which needs a process per row")
     parser.add_argument("-o", "--output", type=Path, help="JSON file (default: step_cost_SIZE_DEVICE.json)")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -53,6 +57,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
+        os.environ["nnUNet_compile"] = "T" if options.compiled else "F"
         if options.peak_of:
             print(json.dumps(peak_memory(options.peak_of, options)))
             return
@@ -155,6 +160,9 @@ def make_step(row: str, size: dict[str, Any], device: str, labeled: int) -> tupl
         "A + memory and OCC": {**off, "lambda_o": 0.05},
     }
     trainer = make_trainer("CAML", size, device, labeled, **parts.get(row, {}))
+    if row == FIRST:
+        trainer.iteration = 0
+        return lambda batch: trainer.train_step({k: v for k, v in batch.items() if k != "unlabeled"}), trainer
     if row == "published memory":
         from published_memory import PublishedMemory
 
@@ -174,6 +182,7 @@ def measure(options: argparse.Namespace, labeled: int) -> Iterator[dict[str, Any
         "size": options.size,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
+        "compiled": options.compiled,
         "labeled": labeled,
         "seconds": {row: statistics.median(values) for row, values in seconds.items()},
         "prediction": prediction(size, device, options.rounds),
@@ -271,6 +280,7 @@ def peak_in_process(row: str, options: argparse.Namespace, labeled: int) -> int 
     """Peak memory of a row's steps, in a process of its own; ``None`` if that fails, as where memory runs out."""
     command = [sys.executable, __file__, "--peak-of", row, "--size", options.size, "--device", options.device]
     command += ["--labeled", str(labeled)] + (["--threads", str(options.threads)] if options.threads else [])
+    command += ["--compiled"] * options.compiled
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
         print(f"The peak memory of {row} could not be measured, see above.", file=sys.stderr)

@@ -34,6 +34,11 @@ def unwrap(network: nn.Module) -> nn.Module:
     return network
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Whether ``torch.compile`` is among its wrappers."""
+    return any(isinstance(module, OptimizedModule) for module in network.modules())
+
+
 def compile_for_each_size(recomputed_by_several: bool = False) -> None:
     """Settings of ``torch.compile`` for batches of two sizes, labelled patches alone and with unlabelled ones.
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from nnunet_caml.checkpoints import get_rng_state, set_rng_state
 from nnunet_caml.footprint import ways_out
-from nnunet_caml.networks import unwrap
+from nnunet_caml.networks import is_compiled, unwrap
 
 __all__ = ["future_state", "rehearse", "rehearse_on_gpu"]
 
@@ -47,6 +47,8 @@ def rehearse(trainer: Any) -> None:
     trainer.network.train()
     trainer.caml.train()
     labeled, unlabeled = trainer.batch_size, trainer.unlabeled_per_labeled * trainer.batch_size
+    waiting = ", and networks are compiled for it, which can take minutes" * is_compiled(trainer.network)
+    trainer.print_to_log_file(f"The largest step of this training is tried first{waiting}.")
     try:
         batch = next(trainer.dataloader_train.labeled)
         data = batch["data"]

@@ -179,14 +179,20 @@ def workspace(planned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def make_trainer(workspace: Workspace) -> Iterator[Callable]:
-    """Makes trainers of the tests' own schedules on the tiny configuration, on the CPU."""
+    """Makes trainers of the tests' own schedules on the tiny configuration, on the CPU unless told otherwise."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def make(name: str = "nnUNetTrainerCAMLShort", fold: object = 0, configuration: str = "3d_tiny", resume: bool = False):
-        return get_trainer_from_args("101", configuration, fold, name, "nnUNetPlans", resume, torch.device("cpu"))
+    def make(
+        name: str = "nnUNetTrainerCAMLShort",
+        fold: object = 0,
+        configuration: str = "3d_tiny",
+        resume: bool = False,
+        device: str = "cpu",
+    ):
+        return get_trainer_from_args("101", configuration, fold, name, "nnUNetPlans", resume, torch.device(device))
 
     yield make
     torch.set_num_threads(threads)

@@ -66,6 +66,17 @@ def test_it_is_as_large_as_a_step_of_the_training(make_trainer, monkeypatch):
         assert future_state(optimizer) == []
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_it_says_what_takes_so_long(make_trainer, monkeypatch, compiled):
+    trainer, said = started(make_trainer, monkeypatch), []
+    if compiled:
+        trainer.network = torch.compile(trainer.network, backend="eager")
+    monkeypatch.setattr(trainer, "print_to_log_file", said.append)
+    rehearse(trainer)
+    waiting = ", and networks are compiled for it, which can take minutes"
+    assert said == [f"The largest step of this training is tried first{waiting if compiled else ''}."]
+
+
 def test_when_it_is_tried(make_trainer, monkeypatch):
     tried: list = []
     monkeypatch.setattr("nnunet_caml.trainer.rehearse_on_gpu", lambda trainer: tried.append(trainer.dataloader_train))

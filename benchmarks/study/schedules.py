@@ -56,7 +56,8 @@ class Scheduled:
         self.num_iterations_per_epoch = self.study_iterations * (5 if timing_on_gpu else 1)
         self.num_val_iterations_per_epoch = 2
         # 50 is nnU-Net's; time on a GPU is lent in pieces
-        self.save_every = max(1, min(50, self.study_epochs // (100 if device.type == "cuda" else 10)))
+        self.save_every = max(1, min(50, self.study_epochs // (20 if device.type == "cuda" else 10)))
+        self._draw_every = max(1, self.study_epochs // 10)
         self._step_s: list[float] = []  # of each epoch in this process
         if "STUDY_THREADS" in os.environ:
             torch.set_num_threads(int(os.environ["STUDY_THREADS"]))
@@ -88,9 +89,9 @@ class Scheduled:
         super().on_train_epoch_start()  # type: ignore[misc]
 
     def on_epoch_end(self) -> None:
-        """Draws nnU-Net's and CAML's pictures only where a checkpoint is due: they take longer than a short epoch."""
+        """Draws nnU-Net's and CAML's pictures about ten times: they take longer than a short epoch."""
         epoch = self.current_epoch + 1  # type: ignore[attr-defined]
-        if epoch % self.save_every == 0 or epoch == self.num_epochs:
+        if epoch % self._draw_every == 0 or epoch == self.num_epochs:
             super().on_epoch_end()  # type: ignore[misc]
             return
         with patch.object(self.logger, "plot_progress_png"), patch("nnunet_caml.progress.plot"):  # type: ignore[attr-defined]
