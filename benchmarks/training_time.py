@@ -29,8 +29,8 @@ def curve_of(arm: Arm) -> tuple[str, float] | None:
     return (ALL_LABELS if arm.all_labels else name), cost
 
 
-def points(folders: list[str], labeled: int) -> dict[str, dict[float, list[float]]]:
-    """Mean Dice of every run by curve and time, in thousands of iterations of plain nnU-Net.
+def points(folders: list[str], labeled: int, subsets: list[int] | None = None) -> dict[str, dict[float, list[float]]]:
+    """Mean Dice of every run by curve and time, in thousands of iterations of plain nnU-Net; of some labelled subsets or all.
 
     Times that were tried with fewer labelled subsets than others of the same curve are left out: subsets differ by more than
     times do.
@@ -43,8 +43,9 @@ def points(folders: list[str], labeled: int) -> dict[str, dict[float, list[float
     for folder in folders:
         study, *_ = study_of(folder)
         drawn = {arm.name: arm for arm in study.arms if curve_of(arm)}
-        for (name, number, _, _), cases in panel(folder).items():
-            if name in drawn and number in (labeled, None) and (curve := curve_of(drawn[name])):
+        for (name, number, subset, _), cases in panel(folder).items():
+            asked = number is None or (number == labeled and (subsets is None or subset in subsets))
+            if name in drawn and asked and (curve := curve_of(drawn[name])):
                 time = curve[1] * (drawn[name].iterations or study.iterations) / 1000
                 found[curve[0]][time].append(float(np.nanmean(list(cases.values()))))
     if not any(name != ALL_LABELS and times for name, times in found.items()):
@@ -58,11 +59,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of benchmarks/results, of the same cases")
     parser.add_argument("--labeled", type=int, required=True, metavar="N", help="number of labelled cases")
+    parser.add_argument("--subsets", nargs="+", type=int, metavar="SEED", help="with these labelled subsets only")
     parser.add_argument("--title", default="", help="of the picture")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture")
     options = parser.parse_args()
     try:
-        curves = points(options.folders, options.labeled)
+        curves = points(options.folders, options.labeled, options.subsets)
     except StudyError as error:
         print(f"training_time.py: {error}", file=sys.stderr)
         return 1

@@ -300,7 +300,7 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
 
 
 def test_every_row_of_the_step_cost_runs(costs_folder: Path):
-    options = Namespace(size="tiny", device="cpu", rounds=1, rows=step_cost.ROWS, no_memory=True)
+    options = Namespace(size="tiny", device="cpu", rounds=1, rows=step_cost.ROWS, no_memory=True, compiled=False)
     *_, result = step_cost.measure(options, 3)
     assert list(result["seconds"]) == step_cost.ROWS
     assert result["ratio_to_floor"]["floor"] == 1
