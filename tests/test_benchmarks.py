@@ -265,7 +265,7 @@ def test_dice_over_the_time_of_training(tmp_path: Path, monkeypatch, capsys):
     assert said == [  # the figures of README.md
         "plain nnU-Net: 4.0: 0.819 (3), 8.0: 0.830 (3), 10.0: 0.833 (3), 20.0: 0.835 (3)",
         "CAML: 12.7: 0.825 (3), 25.4: 0.834 (3)",
-        "plain nnU-Net, all labels: 4.0: 0.839 (1), 8.0: 0.851 (1)",
+        "plain nnU-Net, all labels: 4.0: 0.839 (1), 8.0: 0.851 (1), 20.0: 0.864 (1)",
     ]
     monkeypatch.setattr(sys, "argv", [*command, *folders, "--labeled", "8", "--subsets", "0"])
     assert training_time.main() == 0
