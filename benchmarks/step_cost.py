@@ -161,7 +161,6 @@ def make_step(row: str, size: dict[str, Any], device: str, labeled: int) -> tupl
     }
     trainer = make_trainer("CAML", size, device, labeled, **parts.get(row, {}))
     if row == FIRST:
-        trainer.iteration = 0
         return lambda batch: trainer.train_step({k: v for k, v in batch.items() if k != "unlabeled"}), trainer
     if row == "published memory":
         from published_memory import PublishedMemory
