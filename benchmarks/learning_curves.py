@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,8 +13,14 @@ from study.commands import Workspace
 from study.description import Study, StudyError, read_study
 from study.kept import KEPT
 
-#: what a folder of kept figures is called after the name of its study
-SUFFIXES = {"": (False, False), "_mirrored": (False, True), "_test": (True, False), "_test_mirrored": (True, True)}
+#: what a folder of kept figures is called after the name of its study: of test cases, of mirrored predictions
+SUFFIXES = {
+    f"{of_test}{how}": (bool(of_test), mirrored)
+    for of_test in ("", "_test")
+    for how, mirrored in (("", None), ("_mirrored", True), ("_not_mirrored", False))
+}
+#: what the study is called then, where it was run on a GPU
+GPU = "_gpu"
 
 
 def panel(name: str, names: list[str] | None = None) -> figures.Means:
@@ -36,18 +43,19 @@ def panel(name: str, names: list[str] | None = None) -> figures.Means:
     return means
 
 
-def study_of(name: str) -> tuple[Study, bool, bool]:
-    """The study of a folder of kept figures; whether they are of test cases, and of mirrored predictions.
+def study_of(name: str) -> tuple[Study, bool, bool | None]:
+    """The study of a folder of kept figures; whether they are of test cases, and of mirrored predictions if it is said.
 
     Raises:
         StudyError: There is no such folder.
     """
-    files = [(STUDIES / f"{name.removesuffix(end)}.json", how) for end, how in SUFFIXES.items() if name.endswith(end)]
-    known = [(file, how) for file, how in files if file.is_file() and (KEPT / name).is_dir()]
+    names = [(name.removesuffix(end), how) for end, how in SUFFIXES.items() if name.endswith(end)]
+    files = [(STUDIES / f"{study.removesuffix(GPU)}.json", study, how) for study, how in names]
+    known = [one for one in files if one[0].is_file() and (KEPT / name).is_dir()]
     if not known:
         raise StudyError(f"{name} is no folder of kept figures: there are {', '.join(sorted(f.name for f in KEPT.iterdir()))}.")
-    file, (test, mirrored) = known[0]
-    return read_study(file), test, mirrored
+    file, study, (test, mirrored) = known[0]
+    return replace(read_study(file), name=study), test, mirrored
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from study import report
 from study.commands import FOLDERS, Workspace
 from study.description import Run, Study, StudyError, read_study
 from study.metrics import measure, read_metrics
-from study.runs import measured_data, model_folder, predict
+from study.runs import measured_data, mirrors, model_folder, predict
 
 #: what is measured, and the end of the name of its model
 NETWORKS = {"V": "", "A": "_auxiliary", "mean of V and A": None}
@@ -38,7 +38,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         study = read_study(study_file(options.study))
-        work = Workspace(options.output or Path("study_output") / study.name, Path(), mirrored=options.mirrored)
+        work = Workspace(options.output or Path("study_output") / study.name, Path(), mirrored=options.mirrored or None)
         os.environ.update({name: work.variables[name] for name in FOLDERS})
         runs = select(study, [options.arm], [options.labeled], options.subsets)
         for run in runs:
@@ -64,7 +64,7 @@ def measure_networks(study: Study, work: Workspace, run: Run) -> dict[str, Path]
     with work.alone(f"{run.name}-mean"):
         if not all(file.is_file() for file in files.values()):
             predictions = {name: folder / name for name in NETWORKS}
-            mirrored = work.mirrored or study.test_time_augmentation
+            mirrored = mirrors(study, work)
             for name, suffix in NETWORKS.items():
                 if suffix is not None:
                     predict(study, work, run, truth / "imagesTs", predictions[name], mirrored, suffix, probabilities=True)

@@ -53,10 +53,19 @@ def main() -> int:
         action="store_true",
         help="measure on the test cases instead of the development cases, once, when all choices are made",
     )
-    parser.add_argument(
+    mirrored = parser.add_mutually_exclusive_group()
+    mirrored.add_argument(
         "--mirrored",
-        action="store_true",
+        action="store_const",
+        const=True,
         help="measure what nnUNetv2_predict gives unless told otherwise, for a study that predicts without mirroring",
+    )
+    mirrored.add_argument(
+        "--not-mirrored",
+        dest="mirrored",
+        action="store_const",
+        const=False,
+        help="measure what nnUNetv2_predict --disable_tta gives, for a study that predicts with mirroring",
     )
     options = parser.parse_args()
     shared = options.shared or Path(os.environ.get("NNUNET_CAML_SHARED", "../shared")) / "data"
@@ -64,8 +73,9 @@ def main() -> int:
         study = read_study(study_file(options.study))
         if options.test and not study.data.development:
             raise StudyError(f"--test: {study.name} has no development cases, it is measured on the test cases anyway.")
-        if options.mirrored and study.test_time_augmentation:
-            raise StudyError(f"--mirrored: {study.name} predicts with mirroring anyway.")
+        if options.mirrored is study.test_time_augmentation:
+            how = ("--not-mirrored", "without") if not options.mirrored else ("--mirrored", "with")
+            raise StudyError(f"{how[0]}: {study.name} predicts {how[1]} mirroring anyway.")
         if options.device == "cuda":  # its figures are not to be mixed with those of a CPU
             study = replace(study, name=f"{study.name}_gpu")
         output = options.output or Path("study_output") / study.name

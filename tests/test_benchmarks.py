@@ -20,6 +20,7 @@ import process_memory
 import step_cost
 import training_time
 from fixed_plans import SIZES, plans, prepare
+from learning_curves import study_of
 from nnunet_caml.conversion import read_list
 from run_study import select
 from study import report
@@ -28,7 +29,7 @@ from study.data import dataset_name
 from study.description import Arm, Data, StudyError, read_study
 from study.kept import kept_file
 from study.metrics import METRICS, measure, measure_case, read_metrics
-from study.runs import measured_data, metrics_file, model_folder
+from study.runs import measured_data, metrics_file, mirrors, model_folder
 from study.schedules import COST, trainer_name, write_trainers
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -133,6 +134,30 @@ def test_figures_of_test_cases_are_apart(tmp_path: Path):
     assert kept_file(s, mirrored, run).parent.name == "s_test_mirrored"
     write_figures(mirrored, run, [0.6, 0.7])
     assert ", test cases, mirrored in prediction." in report.table(s, mirrored, report.collect(s, mirrored))
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_prediction_is_mirrored_as_the_study_says_unless_it_is_asked_otherwise(tmp_path: Path, says: bool):
+    s = study(test_time_augmentation=says)
+    works = {asked: Workspace(tmp_path, tmp_path, mirrored=asked) for asked in (None, True, False)}
+    assert {asked: mirrors(s, work) for asked, work in works.items()} == {None: says, True: True, False: False}
+    files = {kept_file(s, work, s.runs()[0]).parent.name for work in works.values()}
+    assert files == {"s", "s_mirrored", "s_not_mirrored"}
+
+
+@pytest.mark.parametrize(
+    ("name", "study_name", "test", "mirrored"),
+    [
+        ("hippocampus_long", "hippocampus_long", False, None),
+        ("hippocampus_long_test_mirrored", "hippocampus_long", True, True),
+        ("left_atrium_paper_gpu", "left_atrium_paper_gpu", False, None),
+        ("left_atrium_paper_gpu_not_mirrored", "left_atrium_paper_gpu", False, False),
+    ],
+)
+def test_a_folder_of_kept_figures_says_what_they_are(name: str, study_name: str, test: bool, mirrored: bool | None):
+    s, *how = study_of(name)
+    assert (s.name, *how) == (study_name, test, mirrored)
+    assert learning_curves.panel(name)
 
 
 def test_trainers_are_what_the_study_says(tmp_path: Path, monkeypatch):
@@ -277,7 +302,8 @@ def test_dice_over_the_time_of_training(tmp_path: Path, monkeypatch, capsys):
 
 def test_panels_are_told_apart_by_their_folder():
     """Development and test cases, with and without mirroring, are figures of the same trained models."""
-    panels = [learning_curves.panel(f"hippocampus_screen{suffix}", ["CAML"]) for suffix in learning_curves.SUFFIXES]
+    suffixes = ("", "_mirrored", "_test", "_test_mirrored")
+    panels = [learning_curves.panel(f"hippocampus_screen{suffix}", ["CAML"]) for suffix in suffixes]
     key = ("CAML", 8, 0, 0)
     assert len({float(np.mean(list(panel[key].values()))) for panel in panels}) == 4
     assert set(panels[0][key]) == set(panels[1][key]), "the same development cases"

@@ -49,7 +49,7 @@ class Workspace:
         threads: Of torch in each command, on a CPU.
         workers: Processes that load data; 0 loads in the training process itself.
         test: Models of a study with development cases are measured on the test cases instead.
-        mirrored: Cases that models are measured on are predicted with mirroring, whatever the study says.
+        mirrored: Whether cases that models are measured on are predicted with mirroring; ``None`` is as the study says.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Workspace:
         threads: int = 1,
         workers: int = 0,
         test: bool = False,
-        mirrored: bool = False,
+        mirrored: bool | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.shared = shared.resolve()
@@ -103,7 +103,8 @@ class Workspace:
 
     def measured(self, name: str) -> Path:
         """Folder for what depends on the cases that models are measured on, and on how these are predicted."""
-        return self.folder / "_".join([name, *["test"] * self.test, *["mirrored"] * self.mirrored])
+        how = {None: [], True: ["mirrored"], False: ["not_mirrored"]}[self.mirrored]
+        return self.folder / "_".join([name, *["test"] * self.test, *how])
 
     @property
     def raw(self) -> Path:

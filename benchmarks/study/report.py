@@ -141,7 +141,7 @@ def table(study: Study, work: Workspace, results: dict, kept: Path | None = None
     lines = [
         f"{study.name}: {lengths}, configuration {study.configuration.name}, last checkpoint, "
         + ("development cases" if study.data.development and not work.test else "test cases")
-        + (", mirrored in prediction" if work.mirrored else "")
+        + {None: "", True: ", mirrored in prediction", False: ", not mirrored in prediction"}[work.mirrored]
         + ". Mean ± half of the 95 % interval; p: Wilcoxon signed rank test of the cases against "
         + f"{reference}, both averaged over subsets and seeds.",
         "",

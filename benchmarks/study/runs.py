@@ -12,8 +12,8 @@ from study.metrics import measure
 from study.schedules import COST, TIMING, trainer_name
 
 __all__ = [
-    *("execute", "is_done", "is_trained", "iteration_seconds", "measured_data", "metrics_file", "model_folder", "predict"),
-    *("read_cost", "time_arms"),
+    *("execute", "is_done", "is_trained", "iteration_seconds", "measured_data", "metrics_file", "mirrors", "model_folder"),
+    *("predict", "read_cost", "time_arms"),
 ]
 
 
@@ -72,14 +72,18 @@ def _execute(study: Study, work: Workspace, run: Run) -> None:
         if target.is_file():
             continue
         predictions = work.measured("predictions") / target.stem
-        mirrored = work.mirrored or study.test_time_augmentation
-        predict(study, work, run, truth / "imagesTs", predictions, mirrored, "_auxiliary" if auxiliary else "")
+        predict(study, work, run, truth / "imagesTs", predictions, mirrors(study, work), "_auxiliary" if auxiliary else "")
         measure(predictions, truth / "labelsTs", classes, description["file_ending"], target, work.processes)
 
 
 def measured_data(study: Study, work: Workspace, run: Run) -> Path:
     """Raw data set whose ``imagesTs`` and ``labelsTs`` a run is measured on."""
     return work.raw / work.dataset(WHOLE if work.test else dataset_name(study, run))
+
+
+def mirrors(study: Study, work: Workspace) -> bool:
+    """Whether the cases that runs are measured on are predicted with mirroring."""
+    return study.test_time_augmentation if work.mirrored is None else work.mirrored
 
 
 def _train(study: Study, work: Workspace, run: Run) -> None:
