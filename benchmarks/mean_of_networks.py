@@ -33,12 +33,12 @@ def main() -> int:
     parser.add_argument("--arm", default="CAML", help="of the study, with its auxiliary network (default: CAML)")
     parser.add_argument("--labeled", type=int, required=True, metavar="N", help="number of labelled cases")
     parser.add_argument("--subsets", nargs="*", type=int, metavar="SEED", help="labelled subsets (default: all)")
-    parser.add_argument("--mirrored", action="store_true", help="as of run_study.py")
+    parser.add_argument("--mirrored", action=argparse.BooleanOptionalAction, help="as of run_study.py")
     parser.add_argument("-o", "--output", type=Path, help="work folder of the study (default: study_output/NAME)")
     options = parser.parse_args()
     try:
         study = read_study(study_file(options.study))
-        work = Workspace(options.output or Path("study_output") / study.name, Path(), mirrored=options.mirrored or None)
+        work = Workspace(options.output or Path("study_output") / study.name, Path(), mirrored=options.mirrored)
         os.environ.update({name: work.variables[name] for name in FOLDERS})
         runs = select(study, [options.arm], [options.labeled], options.subsets)
         for run in runs:

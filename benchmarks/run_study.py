@@ -53,19 +53,10 @@ def main() -> int:
         action="store_true",
         help="measure on the test cases instead of the development cases, once, when all choices are made",
     )
-    mirrored = parser.add_mutually_exclusive_group()
-    mirrored.add_argument(
+    parser.add_argument(
         "--mirrored",
-        action="store_const",
-        const=True,
-        help="measure what nnUNetv2_predict gives unless told otherwise, for a study that predicts without mirroring",
-    )
-    mirrored.add_argument(
-        "--not-mirrored",
-        dest="mirrored",
-        action="store_const",
-        const=False,
-        help="measure what nnUNetv2_predict --disable_tta gives, for a study that predicts with mirroring",
+        action=argparse.BooleanOptionalAction,
+        help="measure what nnUNetv2_predict gives, or with --disable_tta, for a study that predicts in the other way",
     )
     options = parser.parse_args()
     shared = options.shared or Path(os.environ.get("NNUNET_CAML_SHARED", "../shared")) / "data"
@@ -74,8 +65,8 @@ def main() -> int:
         if options.test and not study.data.development:
             raise StudyError(f"--test: {study.name} has no development cases, it is measured on the test cases anyway.")
         if options.mirrored is study.test_time_augmentation:
-            how = ("--not-mirrored", "without") if not options.mirrored else ("--mirrored", "with")
-            raise StudyError(f"{how[0]}: {study.name} predicts {how[1]} mirroring anyway.")
+            option, how = ("--mirrored", "with") if options.mirrored else ("--no-mirrored", "without")
+            raise StudyError(f"{option}: {study.name} predicts {how} mirroring anyway.")
         if options.device == "cuda":  # its figures are not to be mixed with those of a CPU
             study = replace(study, name=f"{study.name}_gpu")
         output = options.output or Path("study_output") / study.name

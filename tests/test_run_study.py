@@ -52,7 +52,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     [
         ({}, ["--test"], "--test: mine has no development cases"),
         ({}, ["--mirrored"], "--mirrored: mine predicts with mirroring anyway"),
-        ({"test_time_augmentation": False}, ["--not-mirrored"], "--not-mirrored: mine predicts without mirroring anyway"),
+        ({"test_time_augmentation": False}, ["--no-mirrored"], "--no-mirrored: mine predicts without mirroring anyway"),
         ({}, ["--arms", "CAML"], "--arms CAML: the study mine has plain"),
         ({}, ["--against", "CAML"], "--against CAML: the study mine has plain"),
         ({"iterations": 99}, [], "99 iterations are no whole number of epochs of 50"),
@@ -73,7 +73,7 @@ def test_what_cannot_be_is_refused(command, capsys, change: dict, options: list[
         (DEVELOPMENT, [], "report"),
         (DEVELOPMENT, ["--test"], "report_test"),
         ({"test_time_augmentation": False}, ["--mirrored"], "report_mirrored"),
-        ({}, ["--not-mirrored"], "report_not_mirrored"),
+        ({}, ["--no-mirrored"], "report_not_mirrored"),
         ({**DEVELOPMENT, "test_time_augmentation": False}, ["--test", "--mirrored"], "report_test_mirrored"),
     ],
 )
