@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_caml.errors import UserError
 from nnunet_caml.learning import MutualLearning
 from nnunet_caml.networks import unwrap
 
 
-class CompanionError(ValueError):
+class CompanionError(UserError, ValueError):
     """Why the companion of a checkpoint is of no use, as the beginning of a sentence. Harmless but for training."""
 
 

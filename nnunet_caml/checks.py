@@ -16,15 +16,14 @@ def check_labeled(dataset: UnlabeledDataset) -> None:
     """Raises if the labelled cases are not preprocessed, or not as many as ``dataset.json`` says.
 
     Raises:
-        FileNotFoundError: If there are none.
-        UnlabeledDataError: If ``numTraining`` does not match.
+        UnlabeledDataError: If there are none, or ``numTraining`` does not match.
     """
     folder = dataset.labeled_folder
     number = convert_dataset_name_to_id(dataset.plans_manager.dataset_name)  # nnU-Net's command takes no name
     command = f"nnUNetv2_preprocess -d {number} -plans_name {dataset.plans_manager.plans_name} -c {dataset.configuration}"
     cases = list(folder.glob("*.pkl")) if folder.is_dir() else []
     if not cases:
-        raise FileNotFoundError(f"There are no preprocessed labelled cases in {folder}. Run `{command}` first.")
+        raise UnlabeledDataError(f"There are no preprocessed labelled cases in {folder}. Run `{command}` first.")
     if (expected := dataset.dataset_json.get("numTraining")) != len(cases):
         raise UnlabeledDataError(
             f"dataset.json says numTraining = {expected}, but {len(cases)} labelled cases are preprocessed in {folder}. "

@@ -11,8 +11,13 @@ from typing import Any
 
 from nnunet_caml.consistency import CONSISTENCIES, rampup
 from nnunet_caml.correlation import SIMILARITIES
+from nnunet_caml.errors import UserError
 
-__all__ = ["Hyperparameters"]
+__all__ = ["HyperparameterError", "Hyperparameters"]
+
+
+class HyperparameterError(UserError, ValueError):
+    """A hyperparameter has a value that it may not have."""
 
 
 class Hyperparameters:
@@ -84,26 +89,26 @@ class Hyperparameters:
         """Looks at all of them.
 
         Raises:
-            ValueError: One has a value that it may not have; the message names it and says what it may be. Or two exclude each
-                other.
+            HyperparameterError: One has a value that it may not have; the message names it and says what it may be. Or two
+                exclude each other.
         """
         for name, (allowed, words) in {**_ALLOWED, **_OF_NNUNET}.items():
             value = getattr(self, name, None)
             if (hasattr(self, name) or name not in _OF_NNUNET) and not allowed(value):
-                raise ValueError(f"{type(self).__name__}.{name} must be {words}, got {value!r}")
+                raise HyperparameterError(f"{type(self).__name__}.{name} must be {words}, got {value!r}")
         if self.memory_max_rows_per_class < self.memory_per_class:
-            raise ValueError(
+            raise HyperparameterError(
                 f"{type(self).__name__}.memory_max_rows_per_class must be at least memory_per_class "
                 f"({self.memory_per_class}), or none could be drawn; got {self.memory_max_rows_per_class}"
             )
         num_epochs = getattr(type(self), "num_epochs", self.epochs)
         if self.epochs is not None and num_epochs != self.epochs:
-            raise ValueError(
+            raise HyperparameterError(
                 f"{type(self).__name__} has num_epochs = {num_epochs} and epochs = {self.epochs}, which both mean the length "
                 "of the training; set epochs alone"
             )
         if self.clean_view and self.share_encoder:
-            raise ValueError(
+            raise HyperparameterError(
                 f"{type(self).__name__}: with share_encoder A sees what V sees and has no view of its own; "
                 "set share_encoder or clean_view to False"
             )

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_caml.attention import CrossSampleMutualAttention
+from nnunet_caml.errors import UnsupportedError
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -56,7 +57,7 @@ def compile_for_each_size(recomputed_by_several: bool = False) -> None:
 
 
 def require_unet(network: nn.Module) -> None:
-    """Raises ``NotImplementedError`` unless ``network`` has the parts of nnU-Net's U-Nets that CAML builds on."""
+    """Raises ``UnsupportedError`` unless ``network`` has the parts of nnU-Net's U-Nets that CAML builds on."""
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
     missing = [
         f"{name}.{part}"
@@ -68,7 +69,7 @@ def require_unet(network: nn.Module) -> None:
         if not hasattr(module, part)
     ]
     if missing:
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"CAML needs a U-Net with an encoder and a decoder of stages, as nnU-Net's default and residual encoder "
             f"plans have; the network {type(network).__name__} of these plans has no {', '.join(missing)}. "
             f"Use the plans of nnUNetv2_plan_experiment (any -pl of the ResEnc presets works too)."
@@ -153,7 +154,7 @@ def make_auxiliary(network: nn.Module, heads: int, dropout: float, attention: bo
         ``network``.
 
     Raises:
-        NotImplementedError: If the network is not one of nnU-Net's U-Nets.
+        UnsupportedError: If the network is not one of nnU-Net's U-Nets.
     """
     require_unet(network)
     interpolate_instead_of_transposed_convolutions(network)

@@ -13,6 +13,7 @@ from torch import Tensor, autocast
 from torch.optim import Optimizer
 
 from nnunet_caml.checkpoints import get_rng_state, set_rng_state
+from nnunet_caml.errors import UserError
 from nnunet_caml.footprint import ways_out
 from nnunet_caml.networks import is_compiled, unwrap
 
@@ -22,6 +23,10 @@ __all__ = ["future_state", "rehearse", "rehearse_on_gpu"]
 FULL = "out of memory"
 #: what cuDNN and cuBLAS say where memory is nearly full
 OTHER_WORDS = ("unable to find an engine", "ALLOC_FAILED")
+
+
+class DeviceMemoryError(UserError, RuntimeError):
+    """A step needs more memory than the device has."""
 
 
 def rehearse_on_gpu(trainer: Any) -> None:
@@ -38,7 +43,7 @@ def rehearse(trainer: Any) -> None:
             stands for the unlabelled one as well.
 
     Raises:
-        RuntimeError: The device has too little memory.
+        DeviceMemoryError: The device has too little memory.
     """
     device, optimizers = trainer.device, (trainer.optimizer, trainer.auxiliary_optimizer)
     modules = (unwrap(trainer.network), trainer.caml)
@@ -61,7 +66,7 @@ def rehearse(trainer: Any) -> None:
         sure = FULL in str(problem)
         if not sure and not any(words in str(problem) for words in OTHER_WORDS):
             raise
-        raise RuntimeError(
+        raise DeviceMemoryError(
             f"{device} {'has' if sure else 'most likely has'} too little memory for a step of both networks on {labeled} "
             f"labelled and {unlabeled} unlabelled patches, which come in later in the training, so it is not begun. "
             f"{ways_out(trainer)} ({problem})"

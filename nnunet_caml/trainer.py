@@ -17,7 +17,7 @@ from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_caml import checkpoints, distributed, footprint, progress
+from nnunet_caml import checkpoints, distributed, errors, footprint, progress
 from nnunet_caml.cascade import predict_for_next_stage, with_previous_stage
 from nnunet_caml.checks import check_labeled
 from nnunet_caml.consistency import consistency_loss, cross_pseudo_loss, rampup
@@ -60,6 +60,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),
     ):
+        errors.show_sentences()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.apply_class_attributes()
         self.caml: Any = None  # MutualLearning -> initialize
@@ -190,7 +191,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             super().on_train_start()
             return
         if self._companion_problem is not None:
-            raise ValueError(
+            raise checkpoints.CompanionError(
                 f"{self._companion_problem}, so the auxiliary network of this training is lost and it cannot be continued. "
                 f"Put back the file, or the settings, that it was begun with, or start again without --c.{self._way_on}"
             )

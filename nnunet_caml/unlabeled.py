@@ -26,6 +26,8 @@ import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_caml.errors import UserError
+
 RAW_FOLDER = "imagesUn"
 DATASET_KEY = "unlabeled"
 STATE_FOLDER = ".state"
@@ -35,7 +37,7 @@ WITHDRAWN_FOLDER = "withdrawn"
 SIDECAR = ".json"
 
 
-class UnlabeledDataError(ValueError):
+class UnlabeledDataError(UserError, ValueError):
     """Something is wrong with the data; the message is one or more sentences that name it and the way out."""
 
 

@@ -13,6 +13,8 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
+from nnunet_caml.errors import UnsupportedError
+
 __all__ = ["TwoViews"]
 
 
@@ -27,7 +29,7 @@ class TwoViews:
         clean: The second view keeps its intensities.
 
     Raises:
-        NotImplementedError: One of them changes the image alone in a part of it only.
+        UnsupportedError: One of them changes the image alone in a part of it only.
     """
 
     def __init__(self, transforms: ComposeTransforms, clean: bool = True) -> None:
@@ -57,7 +59,7 @@ def changes_image_only(transform: Any) -> bool:
     """Whether a transform leaves the segmentation alone, also one that chooses from, or strings together, such ones.
 
     Raises:
-        NotImplementedError: Some of its parts do, others do not.
+        UnsupportedError: Some of its parts do, others do not.
     """
     parts = getattr(transform, "list_of_transforms", None) or getattr(transform, "transforms", None)
     parts = parts or [part for part in [getattr(transform, "transform", None)] if part is not None]
@@ -65,7 +67,7 @@ def changes_image_only(transform: Any) -> bool:
         return isinstance(transform, ImageOnlyTransform)
     answers = {changes_image_only(part) for part in parts}
     if len(answers) > 1:
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"clean_view needs to know what augments intensities, and {type(transform).__name__} holds transforms of the "
             f"image alone beside others ({', '.join(type(part).__name__ for part in parts)}). Take them apart, or set "
             f"clean_view = False."

@@ -276,7 +276,7 @@ def test_no_unlabelled_cases(workspace: Workspace, make_trainer):
 
 def test_labelled_cases_not_preprocessed(workspace: Workspace, make_trainer):
     shutil.rmtree(workspace.preprocessed / "nnUNetPlans_3d_fullres")
-    with pytest.raises(FileNotFoundError, match=r"`nnUNetv2_preprocess -d 101 -plans_name nnUNetPlans -c 3d_tiny`"):
+    with pytest.raises(UnlabeledDataError, match=r"`nnUNetv2_preprocess -d 101 -plans_name nnUNetPlans -c 3d_tiny`"):
         make_trainer().on_train_start()
 
 

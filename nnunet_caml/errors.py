@@ -1,0 +1,33 @@
+"""Errors that a user can mend, and how they look on a console.
+
+nnU-Net's commands let errors through, and Python shows where in the code they were raised before it shows what they say. To
+those who forgot a file only the latter is of use.
+"""
+
+import sys
+from types import TracebackType
+
+__all__ = ["UnsupportedError", "UserError", "show_sentences"]
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message is one or more sentences that name it and the way out."""
+
+
+class UnsupportedError(UserError, NotImplementedError):
+    """Something that CAML cannot work with, such as a network that is no U-Net."""
+
+
+def show_sentences() -> None:
+    """From now on an uncaught :class:`UserError` ends Python with its message alone; all else is shown as before."""
+    before = sys.excepthook
+    if getattr(before, "__module__", None) == __name__:
+        return
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, UserError):
+            print(f"ERROR: {error}", file=sys.stderr)
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = show
