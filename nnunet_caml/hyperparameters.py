@@ -158,6 +158,12 @@ class Hyperparameters:
                     "trainer of CAML in the list of bases."
                 )
             for name, value in vars(cls).items():
+                if name == "inference_allowed_mirroring_axes":
+                    yield (
+                        f"{cls.__name__}.{name} has no effect: nnU-Net mirrors in prediction as it does in training. Put a "
+                        "trainer that mirrors less, such as nnUNetTrainerNoMirroring, behind that of CAML in the list of "
+                        "bases, or predict with --disable_tta."
+                    )
                 is_part_of_class = callable(value) or isinstance(value, property | classmethod | staticmethod)
                 if name.startswith("_") or is_part_of_class or name in {*known, "batch_size"}:
                     continue

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 
 from nnunet_caml import variants
 from nnunet_caml.hyperparameters import _ALLOWED, Hyperparameters
@@ -94,6 +95,22 @@ def test_a_misspelt_setting_is_told(make_trainer):
         "Mine.inital_lr: neither nnU-Net nor CAML has a setting of this name. Did you mean initial_lr?",
         "Mine.palette: neither nnU-Net nor CAML has a setting of this name.",
     ]
+
+
+def test_mirroring_in_prediction_is_that_of_training(make_trainer):
+    trainer = make_trainer()
+    trainer.__class__ = type("Mine", (nnUNetTrainerCAML,), {"inference_allowed_mirroring_axes": (0,)})
+    assert [*trainer.remarks()] == [
+        "Mine.inference_allowed_mirroring_axes has no effect: nnU-Net mirrors in prediction as it does in training. Put a "
+        "trainer that mirrors less, such as nnUNetTrainerNoMirroring, behind that of CAML in the list of "
+        "bases, or predict with --disable_tta."
+    ]
+    both = type("Both", (nnUNetTrainerCAML, nnUNetTrainerNoMirroring), {})
+    trainer.__class__ = both
+    assert [*trainer.remarks()] == []
+    trainer.initialize()
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert trainer.inference_allowed_mirroring_axes is None
 
 
 def test_a_batch_size_is_the_plans(make_trainer):
