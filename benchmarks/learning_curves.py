@@ -4,21 +4,17 @@
 import argparse
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from run_study import STUDIES, select
 from study import figures, report
-from study.commands import Workspace
+from study.commands import Measurement, Workspace
 from study.description import Study, StudyError, read_study
 from study.kept import KEPT
 
-#: what a folder of kept figures is called after the name of its study: of test cases, of mirrored predictions
-SUFFIXES = {
-    f"{of_test}{how}": (bool(of_test), mirrored)
-    for of_test in ("", "_test")
-    for how, mirrored in (("", None), ("_mirrored", True), ("_not_mirrored", False))
-}
+MEASUREMENTS = [Measurement(*how) for how in product((False, True), (None, True, False), (False, True))]
 #: what the study is called then, where it was run on a GPU
 GPU = "_gpu"
 
@@ -33,29 +29,29 @@ def panel(name: str, names: list[str] | None = None) -> figures.Means:
     Raises:
         StudyError: There is no such folder, no arm of its study is named, or none of its figures is of such an arm.
     """
-    study, test, mirrored = study_of(name)
+    study, measurement = study_of(name)
     here = [arm.name for arm in study.arms if arm.name in (names or [])]
     with TemporaryDirectory() as folder:
-        work = Workspace(Path(folder), Path(folder), test=test, mirrored=mirrored)
+        work = Workspace(Path(folder), Path(folder), measurement=measurement)
         means = report.case_means(report.collect(study, work, KEPT, select(study, here or names)))
     if not means:
         raise StudyError(f"{KEPT / name} has no figures of {', '.join(names or ['any arm'])}.")
     return means
 
 
-def study_of(name: str) -> tuple[Study, bool, bool | None]:
-    """The study of a folder of kept figures; whether they are of test cases, and of mirrored predictions if it is said.
+def study_of(name: str) -> tuple[Study, Measurement]:
+    """The study of a folder of kept figures, and what they are figures of.
 
     Raises:
         StudyError: There is no such folder.
     """
-    names = [(name.removesuffix(end), how) for end, how in SUFFIXES.items() if name.endswith(end)]
+    names = [(name.removesuffix(how.ending), how) for how in MEASUREMENTS if name.endswith(how.ending)]
     files = [(STUDIES / f"{study.removesuffix(GPU)}.json", study, how) for study, how in names]
     known = [one for one in files if one[0].is_file() and (KEPT / name).is_dir()]
     if not known:
         raise StudyError(f"{name} is no folder of kept figures: there are {', '.join(sorted(f.name for f in KEPT.iterdir()))}.")
-    file, study, (test, mirrored) = known[0]
-    return replace(read_study(file), name=study), test, mirrored
+    file, study, measurement = known[0]
+    return replace(read_study(file), name=study), measurement
 
 
 def main() -> int:

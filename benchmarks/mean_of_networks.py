@@ -17,7 +17,7 @@ import numpy as np
 from nnunet_caml.demo.commands import CommandError
 from run_study import select, study_file
 from study import report
-from study.commands import FOLDERS, Workspace
+from study.commands import FOLDERS, Measurement, Workspace
 from study.description import Run, Study, StudyError, read_study
 from study.metrics import measure, read_metrics
 from study.runs import measured_data, mirrors, model_folder, predict
@@ -38,7 +38,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         study = read_study(study_file(options.study))
-        work = Workspace(options.output or Path("study_output") / study.name, Path(), mirrored=options.mirrored)
+        output = options.output or Path("study_output") / study.name
+        work = Workspace(output, Path(), measurement=Measurement(mirrored=options.mirrored))
         os.environ.update({name: work.variables[name] for name in FOLDERS})
         runs = select(study, [options.arm], [options.labeled], options.subsets)
         for run in runs:

@@ -16,7 +16,7 @@ from threading import Event
 from nnunet_caml.conversion.errors import ConversionError
 from nnunet_caml.demo.commands import CommandError
 from study import data, kept, report, runs
-from study.commands import FOLDERS, Workspace
+from study.commands import FOLDERS, Measurement, Workspace
 from study.description import Run, Study, StudyError, read_study
 from study.schedules import write_trainers
 
@@ -58,6 +58,11 @@ def main() -> int:
         action=argparse.BooleanOptionalAction,
         help="measure what nnUNetv2_predict gives, or with --disable_tta, for a study that predicts in the other way",
     )
+    parser.add_argument(
+        "--largest",
+        action="store_true",
+        help="measure the largest component of each class, which nnU-Net's post-processing keeps where that helps",
+    )
     options = parser.parse_args()
     shared = options.shared or Path(os.environ.get("NNUNET_CAML_SHARED", "../shared")) / "data"
     try:
@@ -71,7 +76,8 @@ def main() -> int:
             study = replace(study, name=f"{study.name}_gpu")
         output = options.output or Path("study_output") / study.name
         workers = workers_of(options.device, options.jobs) if options.workers is None else options.workers
-        work = Workspace(output, shared, options.device, options.threads, workers, options.test, options.mirrored)
+        measurement = Measurement(options.test, options.mirrored, options.largest)
+        work = Workspace(output, shared, options.device, options.threads, workers, measurement)
         os.environ.update({name: work.variables[name] for name in FOLDERS})  # nnU-Net asks for them when it is imported
         selected = select(study, options.arms, options.labeled, options.subsets)
         if options.against is not None and options.against not in (names := [arm.name for arm in study.arms]):

@@ -24,7 +24,7 @@ from learning_curves import study_of
 from nnunet_caml.conversion import read_list
 from run_study import select
 from study import report
-from study.commands import Workspace
+from study.commands import Measurement, Workspace
 from study.data import dataset_name
 from study.description import Arm, Data, StudyError, read_study
 from study.kept import kept_file
@@ -120,7 +120,7 @@ def test_a_part_of_a_study():
 def test_figures_of_test_cases_are_apart(tmp_path: Path):
     """A model chosen on development cases is measured on the source's test cases, in files of their own."""
     s = study(data=Data("decathlon.py", "x", development=2))
-    development, test = (Workspace(tmp_path, tmp_path, test=test) for test in (False, True))
+    development, test = (Workspace(tmp_path, tmp_path, measurement=Measurement(test=test)) for test in (False, True))
     run = s.runs()[0]
     assert metrics_file(development, run) != metrics_file(test, run)
     assert kept_file(s, development, run) != kept_file(s, test, run)
@@ -129,7 +129,7 @@ def test_figures_of_test_cases_are_apart(tmp_path: Path):
     write_figures(test, run, [0.5, 0.7])
     assert report.collect(s, development) == {}
     assert ", test cases." in report.table(s, test, report.collect(s, test))
-    mirrored = Workspace(tmp_path, tmp_path, test=True, mirrored=True)
+    mirrored = Workspace(tmp_path, tmp_path, measurement=Measurement(test=True, mirrored=True))
     assert report.collect(s, mirrored) == {}
     assert kept_file(s, mirrored, run).parent.name == "s_test_mirrored"
     write_figures(mirrored, run, [0.6, 0.7])
@@ -139,24 +139,25 @@ def test_figures_of_test_cases_are_apart(tmp_path: Path):
 @pytest.mark.parametrize("says", [True, False])
 def test_prediction_is_mirrored_as_the_study_says_unless_it_is_asked_otherwise(tmp_path: Path, says: bool):
     s = study(test_time_augmentation=says)
-    works = {asked: Workspace(tmp_path, tmp_path, mirrored=asked) for asked in (None, True, False)}
+    works = {asked: Workspace(tmp_path, tmp_path, measurement=Measurement(mirrored=asked)) for asked in (None, True, False)}
     assert {asked: mirrors(s, work) for asked, work in works.items()} == {None: says, True: True, False: False}
     files = {kept_file(s, work, s.runs()[0]).parent.name for work in works.values()}
     assert files == {"s", "s_mirrored", "s_not_mirrored"}
 
 
 @pytest.mark.parametrize(
-    ("name", "study_name", "test", "mirrored"),
+    ("name", "study_name", "measurement"),
     [
-        ("hippocampus_long", "hippocampus_long", False, None),
-        ("hippocampus_long_test_mirrored", "hippocampus_long", True, True),
-        ("left_atrium_paper_gpu", "left_atrium_paper_gpu", False, None),
-        ("left_atrium_paper_gpu_not_mirrored", "left_atrium_paper_gpu", False, False),
+        ("hippocampus_long", "hippocampus_long", Measurement()),
+        ("hippocampus_long_test_mirrored", "hippocampus_long", Measurement(test=True, mirrored=True)),
+        ("left_atrium_paper_gpu", "left_atrium_paper_gpu", Measurement()),
+        ("left_atrium_paper_gpu_largest", "left_atrium_paper_gpu", Measurement(largest=True)),
+        ("left_atrium_paper_gpu_not_mirrored", "left_atrium_paper_gpu", Measurement(mirrored=False)),
     ],
 )
-def test_a_folder_of_kept_figures_says_what_they_are(name: str, study_name: str, test: bool, mirrored: bool | None):
-    s, *how = study_of(name)
-    assert (s.name, *how) == (study_name, test, mirrored)
+def test_a_folder_of_kept_figures_says_what_they_are(name: str, study_name: str, measurement: Measurement):
+    s, how = study_of(name)
+    assert (s.name, how) == (study_name, measurement)
     assert learning_curves.panel(name)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from conftest import write_image
 from test_benchmarks import study
 
 import run_study
 from nnunet_caml import progress
 from nnunet_caml.demo.commands import CommandError
 from study import report, runs, schedules
-from study.commands import FOLDERS, Workspace
+from study.commands import FOLDERS, Measurement, Workspace
 from study.description import Arm, Run
 from study.provenance import made_with
 from study.schedules import COST, Scheduled
@@ -74,6 +77,7 @@ def test_what_cannot_be_is_refused(command, capsys, change: dict, options: list[
         (DEVELOPMENT, ["--test"], "report_test"),
         ({"test_time_augmentation": False}, ["--mirrored"], "report_mirrored"),
         ({}, ["--no-mirrored"], "report_not_mirrored"),
+        ({**DEVELOPMENT}, ["--test", "--no-mirrored", "--largest"], "report_test_not_mirrored_largest"),
         ({**DEVELOPMENT, "test_time_augmentation": False}, ["--test", "--mirrored"], "report_test_mirrored"),
     ],
 )
@@ -244,3 +248,22 @@ def test_seconds_of_an_iteration_are_those_of_the_arm(tmp_path: Path):
     took(Run(arms[0], 8, 0, 0), 2.0)
     took(Run(arms[1], 4, 0, 0), 4.0)
     assert [runs.iteration_seconds(s, work, arm) for arm in arms] == [2.0, 4.0, 2.0]
+
+
+def test_the_largest_component_of_each_class_is_kept_by_nnunets_command(planned, tmp_path: Path):
+    predicted = np.zeros((12, 12, 12), np.uint8)
+    predicted[1:5, 1:5, 1:5] = 1
+    predicted[8:10, 8:10, 8:10] = 1
+    predicted[5:8, 1:3, 1:3] = 2
+    predicted[11, 11, 11] = 2
+    work = Workspace(tmp_path, tmp_path, measurement=Measurement(test=True, largest=True))
+    folder = work.with_all_components().measured("predictions") / "CAML-2-subset0-seed0"
+    write_image(predicted, folder / "a.nii.gz")
+    write_image(predicted * 0, folder / "b.nii.gz")
+    shutil.copy(planned.preprocessed / "nnUNetPlans.json", folder / "plans.json")
+    shutil.copy(planned.raw / "dataset.json", folder)
+    kept = runs._keep_largest(work, folder, {"front": 1, "back": 2})
+    assert kept == tmp_path / "predictions_test_largest" / folder.name
+    predicted[8:10, 8:10, 8:10] = predicted[11, 11, 11] = 0
+    for name, expected in (("a", predicted), ("b", predicted * 0)):
+        assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(kept / f"{name}.nii.gz"))), expected)

@@ -113,6 +113,13 @@ def test_every_kind_of_arm_and_a_kill(tmp_path: Path):
     assert "--disable_tta" in final.stdout
     assert read_cases(output / "report_mirrored" / "cases.csv") == read_cases(output / "report" / "cases.csv")
 
+    largest = subprocess.run([*command, "--largest"], capture_output=True, encoding="utf-8")
+    assert largest.returncode == 0, largest.stdout + largest.stderr
+    assert "the largest component of each class." in largest.stdout
+    assert "nnUNetv2_predict" not in largest.stdout
+    assert "nnUNetv2_apply_postprocessing" in largest.stdout
+    assert read_cases(output / "report_largest" / "cases.csv") == read_cases(output / "report" / "cases.csv")
+
     quality = [sys.executable, str(LABEL_QUALITY), str(file), "-o", str(output), "--labeled", "2", "--patches", "4"]
     found = subprocess.run(quality, capture_output=True, encoding="utf-8")
     assert found.returncode == 0, found.stderr

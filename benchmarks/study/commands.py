@@ -1,17 +1,19 @@
 """The commands of a study, run as a user would, each with its log file."""
 
+import copy
 import fcntl
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
 from nnunet_caml.demo.commands import CommandLine, TrainingWatch, Watch
 
-__all__ = ["Workspace", "replace_text", "silent"]
+__all__ = ["Measurement", "Workspace", "replace_text", "silent"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -39,6 +41,33 @@ class _Terminal(CommandLine):
         print(f"[{clock}] {self.label}: {text}", flush=True)
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """On what the finished models of a study are measured; each way has folders of its own.
+
+    Args:
+        test: Models of a study with development cases are measured on the test cases instead.
+        mirrored: Whether cases are predicted with mirroring; ``None`` is as the study says.
+        largest: Of each class only the largest component of a prediction counts.
+    """
+
+    test: bool = False
+    mirrored: bool | None = None
+    largest: bool = False
+
+    @property
+    def ending(self) -> str:
+        """Of the names of its folders."""
+        how = {None: "", True: "_mirrored", False: "_not_mirrored"}[self.mirrored]
+        return "_test" * self.test + how + "_largest" * self.largest
+
+    @property
+    def words(self) -> str:
+        """What is said of the predictions, as the end of a list."""
+        how = {None: "", True: ", mirrored in prediction", False: ", not mirrored in prediction"}[self.mirrored]
+        return how + ", the largest component of each class" * self.largest
+
+
 class Workspace:
     """A folder with all that a study makes, and the variables for commands in it.
 
@@ -48,8 +77,7 @@ class Workspace:
         device: ``cpu`` or ``cuda``.
         threads: Of torch in each command, on a CPU.
         workers: Processes that load data; 0 loads in the training process itself.
-        test: Models of a study with development cases are measured on the test cases instead.
-        mirrored: Whether cases that models are measured on are predicted with mirroring; ``None`` is as the study says.
+        measurement: Of finished models.
     """
 
     def __init__(
@@ -59,8 +87,7 @@ class Workspace:
         device: str = "cpu",
         threads: int = 1,
         workers: int = 0,
-        test: bool = False,
-        mirrored: bool | None = None,
+        measurement: Measurement = Measurement(),
     ) -> None:
         self.folder = folder.resolve()
         self.shared = shared.resolve()
@@ -68,8 +95,7 @@ class Workspace:
         self.workers = workers
         #: that preprocess and measure; a machine with a GPU has cores to spare
         self.processes = 2 if device == "cpu" else os.cpu_count() or 2
-        self.test = test
-        self.mirrored = mirrored
+        self.measurement = measurement
         self.began = monotonic()
         self.trainers = self.folder / "trainers"
         self.trainers.mkdir(parents=True, exist_ok=True)
@@ -103,8 +129,13 @@ class Workspace:
 
     def measured(self, name: str) -> Path:
         """Folder for what depends on the cases that models are measured on, and on how these are predicted."""
-        how = {None: [], True: ["mirrored"], False: ["not_mirrored"]}[self.mirrored]
-        return self.folder / "_".join([name, *["test"] * self.test, *how])
+        return self.folder / f"{name}{self.measurement.ending}"
+
+    def with_all_components(self) -> "Workspace":
+        """The same for predictions as they are."""
+        other = copy.copy(self)
+        other.measurement = replace(self.measurement, largest=False)
+        return other
 
     @property
     def raw(self) -> Path:

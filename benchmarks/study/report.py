@@ -140,9 +140,8 @@ def table(study: Study, work: Workspace, results: dict, kept: Path | None = None
     lengths = _lengths(study, {arm for arm, _ in groups})
     lines = [
         f"{study.name}: {lengths}, configuration {study.configuration.name}, last checkpoint, "
-        + ("development cases" if study.data.development and not work.test else "test cases")
-        + {None: "", True: ", mirrored in prediction", False: ", not mirrored in prediction"}[work.mirrored]
-        + ". Mean ± half of the 95 % interval; p: Wilcoxon signed rank test of the cases against "
+        + ("development cases" if study.data.development and not work.measurement.test else "test cases")
+        + f"{work.measurement.words}. Mean ± half of the 95 % interval; p: Wilcoxon signed rank test of the cases against "
         + f"{reference}, both averaged over subsets and seeds.",
         "",
         "| " + " | ".join(HEADERS) + " |",

@@ -1,6 +1,7 @@
 """One run: train, predict, measure. Each part is skipped when its result is there."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def execute(study: Study, work: Workspace, run: Run) -> None:
 
 
 def _execute(study: Study, work: Workspace, run: Run) -> None:
+    if work.measurement.largest:
+        _execute(study, work.with_all_components(), run)
     if run.arm.pseudo_labels_from is not None:
         _make_pseudo_labels(study, work, run)
     _train(study, work, run)
@@ -71,19 +74,23 @@ def _execute(study: Study, work: Workspace, run: Run) -> None:
         target = metrics_file(work, run, auxiliary)
         if target.is_file():
             continue
-        predictions = work.measured("predictions") / target.stem
-        predict(study, work, run, truth / "imagesTs", predictions, mirrors(study, work), "_auxiliary" if auxiliary else "")
+        predictions = work.with_all_components().measured("predictions") / target.stem
+        if not work.measurement.largest or not predictions.is_dir():
+            predict(study, work, run, truth / "imagesTs", predictions, mirrors(study, work), "_auxiliary" if auxiliary else "")
+        if work.measurement.largest:
+            predictions = _keep_largest(work, predictions, classes)
         measure(predictions, truth / "labelsTs", classes, description["file_ending"], target, work.processes)
 
 
 def measured_data(study: Study, work: Workspace, run: Run) -> Path:
     """Raw data set whose ``imagesTs`` and ``labelsTs`` a run is measured on."""
-    return work.raw / work.dataset(WHOLE if work.test else dataset_name(study, run))
+    return work.raw / work.dataset(WHOLE if work.measurement.test else dataset_name(study, run))
 
 
 def mirrors(study: Study, work: Workspace) -> bool:
     """Whether the cases that runs are measured on are predicted with mirroring."""
-    return study.test_time_augmentation if work.mirrored is None else work.mirrored
+    asked = work.measurement.mirrored
+    return study.test_time_augmentation if asked is None else asked
 
 
 def _train(study: Study, work: Workspace, run: Run) -> None:
@@ -153,6 +160,20 @@ def predict(
     if probabilities:
         command.append("--save_probabilities")
     work.run(f"{run.name}{suffix}", command)
+
+
+def _keep_largest(work: Workspace, predictions: Path, classes: dict[str, int | list[int]]) -> Path:
+    """Copies of predictions with the largest component of each class alone, by nnU-Net's command; gives their folder."""
+    from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation as one
+
+    target = work.measured("predictions") / predictions.name
+    target.mkdir(parents=True, exist_ok=True)
+    values = [tuple(value) if isinstance(value, list) else value for value in classes.values()]
+    rules = target / "postprocessing.pkl"
+    rules.write_bytes(pickle.dumps(([one] * len(values), [{"labels_or_regions": value} for value in values])))
+    command = ["nnUNetv2_apply_postprocessing", "-i", str(predictions), "-o", str(target), "-pp_pkl_file", str(rules)]
+    work.run(predictions.name, [*command, "-np", str(work.processes)])
+    return target
 
 
 def _make_pseudo_labels(study: Study, work: Workspace, run: Run) -> None:
