@@ -72,8 +72,9 @@ def main() -> int:
         if options.mirrored is study.test_time_augmentation:
             option, how = ("--mirrored", "with") if options.mirrored else ("--no-mirrored", "without")
             raise StudyError(f"{option}: {study.name} predicts {how} mirroring anyway.")
-        if options.device == "cuda":  # its figures are not to be mixed with those of a CPU
-            study = replace(study, name=f"{study.name}_gpu")
+        gpu = f"{study.name}_gpu"  # whose figures are not to be mixed with those of a CPU, though they may be measured on one
+        if options.device == "cuda" or (options.output is not None and options.output.name == gpu):
+            study = replace(study, name=gpu)
         output = options.output or Path("study_output") / study.name
         workers = workers_of(options.device, options.jobs) if options.workers is None else options.workers
         measurement = Measurement(options.test, options.mirrored, options.largest)

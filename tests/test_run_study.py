@@ -88,6 +88,19 @@ def test_what_can_be_is_done(tmp_path: Path, command, capsys, change: dict, opti
 
 
 @pytest.mark.parametrize(
+    ("options", "name"),
+    [([], "mine"), (["--device", "cuda"], "mine_gpu"), (["-o", "mine_gpu"], "mine_gpu"), (["-o", "x"], "mine")],
+)
+def test_figures_of_a_gpu_are_kept_by_themselves_wherever_they_are_measured(
+    tmp_path: Path, command, capsys, monkeypatch, options: list[str], name: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_study.kept, "KEPT", tmp_path / "kept")
+    assert command({}, "--keep", *options) == 0
+    assert capsys.readouterr().out == f"0 files written to {tmp_path / 'kept' / name}.\n"
+
+
+@pytest.mark.parametrize(
     ("problem", "status", "sentence"),
     [(CommandError("no luck"), 1, "run_study.py: no luck\n"), (KeyboardInterrupt(), 130, "The same command goes on from here")],
 )
