@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -131,6 +132,8 @@ def run_trainers(options: argparse.Namespace) -> int:
 
 def run_check(options: argparse.Namespace) -> int:
     """``nnunet-caml check``: the trainer look-up itself, with its usual obstacles explained."""
+    # torch's about what torchvision still uses looks like a fault of the installation
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         import torchvision
     except (ImportError, RuntimeError) as error:

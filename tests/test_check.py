@@ -36,7 +36,9 @@ def test_without_the_start_up_file(tmp_path: Path) -> None:
     result = subprocess.run(converter, env=environment, cwd=paths[0], capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr
     by_hand = {**environment, "nnUNet_extTrainer": DISCOVERY_FOLDER}
-    assert subprocess.run(check, env=by_hand, capture_output=True).returncode == 0
+    result = subprocess.run(check, env=by_hand, capture_output=True, encoding="utf-8")
+    assert result.returncode == 0
+    assert "FutureWarning" not in result.stderr
 
 
 def test_a_module_of_the_user_that_cannot_be_imported(
