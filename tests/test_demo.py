@@ -284,7 +284,8 @@ def test_whole_demo(tmp_path, capfd):
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert results["iterations"]["nnU-Net"] == results["iterations"]["CAML"] == EPOCHS * ITERATIONS_PER_EPOCH
     assert results["iterations"][LONGER] % ITERATIONS_PER_EPOCH == 0
-    assert results["iterations"][LONGER] > EPOCHS * ITERATIONS_PER_EPOCH
+    # no longer at all where other work held up plain nnU-Net's first training
+    assert results["iterations"][LONGER] >= EPOCHS * ITERATIONS_PER_EPOCH
     assert results["data"] == {"seed": 2023, "narrow": False}
     for trainer in TRAINERS:
         dice = results["dice"][trainer]
