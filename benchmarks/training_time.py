@@ -58,20 +58,23 @@ def main() -> int:
     """Parses the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of benchmarks/results, of the same cases")
-    parser.add_argument("--labeled", type=int, required=True, metavar="N", help="number of labelled cases")
+    parser.add_argument(
+        "--labeled", nargs="+", type=int, required=True, metavar="N", help="numbers of labelled cases, a panel each"
+    )
     parser.add_argument("--subsets", nargs="+", type=int, metavar="SEED", help="with these labelled subsets only")
     parser.add_argument("--title", default="", help="of the picture")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture")
     options = parser.parse_args()
     try:
-        curves = points(options.folders, options.labeled, options.subsets)
+        panels = {f"{n} labelled cases": points(options.folders, n, options.subsets) for n in options.labeled}
     except StudyError as error:
         print(f"training_time.py: {error}", file=sys.stderr)
         return 1
-    figures.training_time(curves, options.title, options.output)
-    for name, times in curves.items():
-        said = ", ".join(f"{time:.1f}: {np.mean(dice):.3f} ({len(dice)})" for time, dice in sorted(times.items()))
-        print(f"{name}: {said}")
+    figures.training_time(panels, options.title, options.output)
+    for panel_title, curves in panels.items():
+        for name, times in curves.items():
+            said = ", ".join(f"{time:.1f}: {np.mean(dice):.3f} ({len(dice)})" for time, dice in sorted(times.items()))
+            print(f"{panel_title}, {name}: {said}")
     return 0
 
 

@@ -286,13 +286,15 @@ def test_dice_over_the_time_of_training(tmp_path: Path, monkeypatch, capsys):
     assert matplotlib.image.imread(tmp_path / "time.png").ndim == 3
     said = capsys.readouterr().out.splitlines()
     assert said == [  # the figures of README.md
-        "plain nnU-Net: 4.0: 0.819 (3), 8.0: 0.830 (3), 10.0: 0.833 (3), 20.0: 0.835 (3), 64.0: 0.839 (3)",
-        "CAML: 12.7: 0.825 (3), 25.4: 0.834 (3), 63.5: 0.841 (3)",
-        "plain nnU-Net, all labels: 4.0: 0.839 (1), 8.0: 0.851 (1), 20.0: 0.864 (1)",
+        "8 labelled cases, plain nnU-Net: 4.0: 0.819 (3), 8.0: 0.830 (3), 10.0: 0.833 (3), 20.0: 0.835 (3), 64.0: 0.839 (3)",
+        "8 labelled cases, CAML: 12.7: 0.825 (3), 25.4: 0.834 (3), 63.5: 0.841 (3)",
+        "8 labelled cases, plain nnU-Net, all labels: 4.0: 0.839 (1), 8.0: 0.851 (1), 20.0: 0.864 (1)",
     ]
     monkeypatch.setattr(sys, "argv", [*command, *folders, "--labeled", "8", "--subsets", "0"])
     assert training_time.main() == 0
-    assert capsys.readouterr().out.splitlines()[1] == "CAML: 12.7: 0.817 (1), 25.4: 0.827 (1), 63.5: 0.832 (1)"
+    assert (
+        capsys.readouterr().out.splitlines()[1] == "8 labelled cases, CAML: 12.7: 0.817 (1), 25.4: 0.827 (1), 63.5: 0.832 (1)"
+    )
     monkeypatch.setattr(sys, "argv", [*command, *folders, "--labeled", "5"])
     assert training_time.main() == 1
     assert "no figures of nnU-Net or CAML with 5 labelled cases" in capsys.readouterr().err

@@ -68,29 +68,32 @@ def _draw_learning_curve(axes: Any, grouped: dict[str, dict[int | None, list[flo
         axes.set_xlim(drawn[0] / 1.3, drawn[-1] * 1.3)
 
 
-def training_time(curves: dict[str, dict[float, list[float]]], title: str, path: Path) -> None:
-    """Dice over the time of training, one line per curve; short marks are single runs, beside the means.
+def training_time(panels: dict[str, dict[str, dict[float, list[float]]]], title: str, path: Path) -> None:
+    """Dice over the time of training, a panel per number of labels, one line per curve; short marks are single runs.
 
     Args:
-        curves: Name: thousands of iterations of plain nnU-Net that take as long: mean Dice of every run.
+        panels: Title: name of a curve: thousands of iterations of plain nnU-Net that take as long: mean Dice of every run.
         title: Of the picture.
         path: Of the picture.
     """
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for color, (name, points) in zip(("C0", "C2", "C3"), curves.items(), strict=False):
-        times = sorted(points)
-        axes.plot(times, [np.mean(points[time]) for time in times], "o-", color=color, label=name)
-        for time in times:
-            if len(points[time]) > 1:
-                axes.plot([time] * len(points[time]), points[time], "_", color=color, alpha=0.7)
-    axes.set_xscale("log", base=2)
-    low, high = (bound(time for points in curves.values() for time in points) for bound in (min, max))
-    ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 128) if low / 1.2 <= tick <= high * 1.2]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlabel("training time, in 1000 iterations of plain nnU-Net")
-    axes.set_ylabel("Dice, mean of classes and cases")
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8)
+    size = (1.5 + 4.5 * len(panels), 4)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    for plot, (panel, curves) in zip(axes[0], panels.items(), strict=True):
+        for color, (name, points) in zip(("C0", "C2", "C3"), curves.items(), strict=False):
+            times = sorted(points)
+            plot.plot(times, [np.mean(points[time]) for time in times], "o-", color=color, label=name)
+            for time in times:
+                if len(points[time]) > 1:
+                    plot.plot([time] * len(points[time]), points[time], "_", color=color, alpha=0.7)
+        plot.set_xlabel("training time, in 1000 iterations of plain nnU-Net")
+        plot.set_title(panel, fontsize=10)
+    axes[0, 0].set_xscale("log", base=2)  # of all, as they share it
+    drawn = [time for curves in panels.values() for points in curves.values() for time in points]
+    ticks = [tick for tick in (1, 2, 4, 8, 16, 32, 64, 128) if min(drawn) / 1.2 <= tick <= max(drawn) * 1.2]
+    axes[0, 0].set_xticks(ticks, [str(tick) for tick in ticks])
+    axes[0, 0].set_ylabel("Dice, mean of classes and cases")
+    axes[0, -1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
