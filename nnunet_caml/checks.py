@@ -1,6 +1,7 @@
 """Checks of the data before any time on a device is spent. Each problem is a sentence with its way out."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
@@ -9,7 +10,14 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from tqdm import tqdm
 
-from nnunet_caml.unlabeled import STATE_FOLDER, CaseState, UnlabeledDataError, UnlabeledDataset, voxel_digest
+from nnunet_caml.unlabeled import (
+    STATE_FOLDER,
+    CaseState,
+    UnlabeledDataError,
+    UnlabeledDataset,
+    file_digest,
+    voxel_digest,
+)
 
 
 def check_labeled(dataset: UnlabeledDataset) -> None:
@@ -105,8 +113,31 @@ def check_names(unlabeled: Iterable[str], labeled: Iterable[str]) -> None:
         )
 
 
-def check_overlap(dataset: UnlabeledDataset, unlabeled: Iterable[str], validation: nnUNetBaseDataset) -> None:
-    """Raises if an unlabelled case has the voxels of a validation case.
+def same_files(dataset: UnlabeledDataset, unlabeled: Iterable[str], folder: str, pattern: str = "*") -> dict[str, str]:
+    """Unlabelled cases one of whose raw files is, byte by byte, an image elsewhere in the raw data set, and its name there.
+
+    Args:
+        dataset: Whose recorded digests are used, so that of the other images only those of the same size are read.
+        unlabeled: Identifiers of preprocessed unlabelled cases.
+        folder: Such as ``imagesTs``. Where it is not there, as on nodes without raw data, nothing is found.
+        pattern: Of the names of its files.
+    """
+    by_size = defaultdict(list)
+    for file in sorted((dataset.raw_folder / folder).glob(pattern)) if dataset.raw_folder else ():
+        if file.is_file() and not file.name.startswith("."):
+            by_size[file.stat().st_size].append(file)
+    found = {}
+    for case in unlabeled:
+        state = CaseState.read(dataset.state_file(case))
+        for size, _, digest in state.sources.values() if state else ():
+            for file in by_size.get(size, ()):
+                if file_digest(file) == digest:
+                    found[case] = file.name
+    return found
+
+
+def check_overlap(dataset: UnlabeledDataset, unlabeled: Sequence[str], validation: nnUNetBaseDataset) -> None:
+    """Raises if an unlabelled case has the voxels of a validation case, or is the same file.
 
     Args:
         dataset: Where the preprocessed unlabelled cases are.
@@ -124,4 +155,11 @@ def check_overlap(dataset: UnlabeledDataset, unlabeled: Iterable[str], validatio
                 f"Unlabelled case {case} has the same voxels as labelled case {by_content[state.content]}, which this "
                 f"fold validates on. Remove {case} from the unlabelled cases. Without raw data, remove its file from "
                 f"{dataset.folder / STATE_FOLDER}."
+            )
+    # with masked normalisation a label changes the voxels of its image
+    for name in validation.identifiers:
+        for case, file in same_files(dataset, unlabeled, "imagesTr", f"{escape(name)}_[0-9][0-9][0-9][0-9].*").items():
+            raise UnlabeledDataError(
+                f"Unlabelled case {case} is the same image as {file}, byte by byte, which this fold validates on. Remove it "
+                f"from the unlabelled cases."
             )

@@ -82,7 +82,7 @@ def run_preprocess(options: argparse.Namespace) -> int:
 
     from nnunet_caml.checks import check_names
     from nnunet_caml.preprocessing import preprocess
-    from nnunet_caml.unlabeled import UnlabeledDataset
+    from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
     if options.np < 1:
         raise ValueError(f"-np must be at least 1, got {options.np}")
@@ -100,6 +100,7 @@ def run_preprocess(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{plans_file} does not exist: run {command} first.")
     plans = PlansManager(load_json(str(plans_file)))
     dataset_json = load_json(str(folder / "dataset.json"))
+    problems = []
     for configuration in options.c:
         dataset = UnlabeledDataset.create(plans, configuration, dataset_json)
         cases = dataset.raw_cases()
@@ -109,8 +110,14 @@ def run_preprocess(options: argparse.Namespace) -> int:
                 f'"unlabeled" of dataset.json in {dataset.raw_folder or "$nnUNet_raw, which is not set"}.'
             )
         check_names(cases, [file.stem for file in dataset.labeled_folder.glob("*.pkl")])
-        done = preprocess(dataset, options.np, options.part_id, options.num_parts)
+        try:
+            done = preprocess(dataset, options.np, options.part_id, options.num_parts)
+        except UnlabeledDataError as error:  # of some cases, which are no obstacle to the next configuration
+            problems.append(f"{configuration}: {error}")
+            continue
         print(f"{configuration}: {done} unlabelled cases preprocessed, {len(dataset.done_cases())} there in {dataset.folder}")
+    if problems:
+        raise UnlabeledDataError("\n".join(problems))
     return 0
 
 
@@ -155,6 +162,11 @@ def run_check(options: argparse.Namespace) -> int:
         raise RuntimeError(
             f"Python does not read the start-up file nnunet_caml.pth here, as with pip install --target or a folder in "
             f"PYTHONPATH. Set the variable yourself: export {startup.VARIABLE}={value}"
+        )
+    if missing := [folder for folder in os.environ.get(startup.VARIABLE, "").split(os.pathsep) if not Path(folder).is_dir()]:
+        raise RuntimeError(
+            f"{startup.VARIABLE} names {', '.join(missing)}, which is no folder, so nnU-Net finds no trainer there. Correct "
+            f"it: {startup.VARIABLE}={os.environ[startup.VARIABLE]}"
         )
     with redirect_stdout(io.StringIO()) as search:
         try:

@@ -7,7 +7,7 @@ those who forgot a file only the latter is of use.
 import sys
 from types import TracebackType
 
-__all__ = ["UnsupportedError", "UserError", "show_sentences"]
+__all__ = ["UnsupportedError", "UserError", "WorkerError", "show_sentences"]
 
 
 class UserError(Exception):
@@ -16,6 +16,10 @@ class UserError(Exception):
 
 class UnsupportedError(UserError, NotImplementedError):
     """Something that CAML cannot work with, such as a network that is no U-Net."""
+
+
+class WorkerError(UserError, RuntimeError):
+    """A worker process has ended before its work was done, most likely because memory ran out."""
 
 
 def show_sentences() -> None:

@@ -7,6 +7,7 @@ builds the network. Before anything is written, nnU-Net loads it under that name
 
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ def export(
         ValueError: If the checkpoint is none of nnU-Net's, or its network is none that a stock nnU-Net builds.
         FileExistsError: If ``out`` exists and ``overwrite`` is not set.
     """
-    model_folder = model_folder.resolve()
+    model_folder = Path(os.path.abspath(model_folder))  # with the name that was given, which a link may have alone
     parts = model_folder.name.split("__")
     missing = [name for name in ("plans.json", "dataset.json") if not (model_folder / name).is_file()]
     if len(parts) != 3 or missing:

@@ -4,10 +4,12 @@ A wrong value would show late, OCC's for instance after 40 % of a training of da
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from inspect import get_annotations
 from typing import Any
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_caml.consistency import CONSISTENCIES, rampup
 from nnunet_caml.correlation import SIMILARITIES
@@ -101,6 +103,8 @@ class Hyperparameters:
                 f"{type(self).__name__}.memory_max_rows_per_class must be at least memory_per_class "
                 f"({self.memory_per_class}), or none could be drawn; got {self.memory_max_rows_per_class}"
             )
+        if "epochs" in vars(self) and self.epochs is not None:  # set after nnU-Net's own were, by a constructor
+            self.num_epochs = self.epochs
         num_epochs = getattr(type(self), "num_epochs", self.epochs)
         if self.epochs is not None and num_epochs != self.epochs:
             raise HyperparameterError(
@@ -129,7 +133,8 @@ class Hyperparameters:
 
         Such as a ``train_step`` of a trainer that is combined with ours, or public class attributes of a subclass that have no
         effect: those that the plans overrule, and those that neither nnU-Net nor this package reads, unless they have an
-        annotation (``palette: str = "viridis"``), which makes them the subclass's own.
+        annotation (``palette: str = "viridis"``), which makes them the subclass's own, or are set on the instance. Of these
+        two, those are told that look like a slip of the pen.
         """
         left = 1 - self.rampup_start_fraction
         reached = rampup(left, self.rampup_fraction) if left else 0.0
@@ -139,6 +144,10 @@ class Hyperparameters:
                 f"{self.rampup_fraction:g}, more than the whole training: consistency and OCC end with {reached:.0%} of their "
                 "weight."
             )
+        settings = [*_ALLOWED, *_OF_NNUNET]
+        for name in vars(self):  # as a constructor sets them
+            if name not in settings and not hasattr(type(self), name) and (close := _meant(name, settings, 0.85)):
+                yield f"{type(self).__name__}.{name}: {_UNKNOWN} Did you mean {close}?"
         mro = type(self).__mro__
         known = {*vars(self), *(name for cls in mro for name in get_annotations(cls))} - {"batch_size"}
         wanted, actual = getattr(type(self), "batch_size", None), getattr(self, "batch_size", None)
@@ -148,11 +157,11 @@ class Hyperparameters:
                 "the plans. Change batch_size of the configuration in the plans file (nnUNetPlans.json)."
             )
         ours = mro.index(Hyperparameters)
-        for cls in mro[ours + 1 : -2]:  # those that are combined with ours; nnUNetTrainer and object are the last two
+        for cls in mro[ours + 1 : mro.index(nnUNetTrainer)]:  # those that are combined with ours
             if "train_step" in vars(cls):
                 yield f"{cls.__name__}.train_step has no effect: a step of CAML is another one."
         for cls in mro[:ours]:
-            if issubclass(cls, mro[-2]) and not issubclass(cls, Hyperparameters):
+            if issubclass(cls, nnUNetTrainer) and not issubclass(cls, Hyperparameters):
                 yield (
                     f"{type(self).__name__}: what {cls.__name__} does takes the place of what CAML does. Put it behind the "
                     "trainer of CAML in the list of bases."
@@ -165,11 +174,19 @@ class Hyperparameters:
                         "bases, or predict with --disable_tta."
                     )
                 is_part_of_class = callable(value) or isinstance(value, property | classmethod | staticmethod)
-                if name.startswith("_") or is_part_of_class or name in {*known, "batch_size"}:
+                if name.startswith("_") or is_part_of_class or name in {*settings, "batch_size"}:
                     continue
-                close = get_close_matches(name, known, n=1, cutoff=0.75)
-                question = f" Did you mean {close[0]}?" if close else ""
-                yield f"{cls.__name__}.{name}: neither nnU-Net nor CAML has a setting of this name.{question}"
+                close = _meant(name, settings, 0.85) if name in known else _meant(name, known, 0.75)
+                if close or name not in known:
+                    yield f"{cls.__name__}.{name}: {_UNKNOWN}" + (f" Did you mean {close}?" if close else "")
+
+
+_UNKNOWN = "neither nnU-Net nor CAML has a setting of this name."
+
+
+def _meant(name: str, settings: Iterable[str], cutoff: float) -> str | None:
+    """The setting whose name is most like ``name``, if any is like it."""
+    return next(iter(get_close_matches(name, settings, n=1, cutoff=cutoff)), None)
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -232,4 +249,5 @@ _OF_NNUNET: dict[str, Rule] = {
     "num_iterations_per_epoch": _WHOLE,
     "num_val_iterations_per_epoch": _WHOLE,
     "save_every": _WHOLE,
+    "num_epochs": _WHOLE,
 }

@@ -15,6 +15,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
+from nnunet_caml.errors import WorkerError
 from nnunet_caml.views import TwoViews
 
 
@@ -56,6 +57,8 @@ def unlabeled_loader(
     loader.batch_size = per_labeled * labeled.batch_size
     loader._data = cases
     loader.indices = cases.identifiers
+    # Where a trainer has some, they are of the labelled cases.
+    loader.sampling_probabilities = None
     loader.oversample_foreground_percent = 0.0
     # Bound methods of the original would look at the original's settings.
     loader.get_do_oversample = loader._oversample_last_XX_percent
@@ -80,6 +83,20 @@ def like(augmenter: Any, loader: nnUNetDataLoader) -> Any:
         pin_memory=augmenter.pin_memory,
         wait_time=augmenter.wait_time,
     )
+
+
+def require_workers(augmenter: Any) -> None:
+    """Raises :class:`nnunet_caml.errors.WorkerError` if a worker process of an unlabelled loader has ended.
+
+    Nothing may be asked of it for hundreds of epochs, so that nobody would notice.
+    """
+    if isinstance(augmenter, NonDetMultiThreadedAugmenter) and augmenter.abort_event and augmenter.abort_event.is_set():
+        augmenter._finish()
+        raise WorkerError(
+            'A worker process that loads unlabelled patches has ended. If it said why, that stands above, behind "Exception in '
+            'background worker"; else it was most likely stopped because memory ran out, and fewer of them '
+            "(nnUNet_n_proc_DA) need less. Then continue with --c."
+        )
 
 
 class PairedBatches:
@@ -108,6 +125,8 @@ class PairedBatches:
         batch = dict(next(self.labeled))
         if self.wanted():
             batch["unlabeled"] = next(self.unlabeled)["data"]
+        else:
+            require_workers(self.unlabeled)
         self.waited_s += perf_counter() - start
         return batch
 

@@ -10,7 +10,14 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunet_caml.checks import cases_without_foreground, check_labeled, check_names, check_overlap, check_split
+from nnunet_caml.checks import (
+    cases_without_foreground,
+    check_labeled,
+    check_names,
+    check_overlap,
+    check_split,
+    same_files,
+)
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
 
@@ -20,28 +27,32 @@ __all__ = ["prepare", "split_few_cases"]
 NUM_FOLDS, SPLIT_SEED = 5, 12345
 
 
-def split_few_cases(folder: str, splits_file: Path, say: Callable[[str], None]) -> None:
+def split_few_cases(folder: str, splits_file: Path, fold: int, say: Callable[[str], None]) -> None:
     """Writes ``splits_final.json`` for fewer cases than nnU-Net's five folds, each case a fold; else leaves it to nnU-Net.
 
     Args:
         folder: The preprocessed labelled cases.
         splits_file: Where nnU-Net looks for it.
+        fold: The one to train.
         say: Prints to the log.
 
     Raises:
-        UnlabeledDataError: There is a single labelled case.
+        UnlabeledDataError: There is a single labelled case, or there is no such fold.
     """
-    if splits_file.is_file():
-        return
     cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
+    if len(cases) >= NUM_FOLDS or splits_file.is_file():
+        return
     if len(cases) == 1:
         raise UnlabeledDataError(f"{cases[0]} is the only labelled case, which cannot be split into folds. Train fold `all`.")
-    if len(cases) < NUM_FOLDS:
-        say(f"{len(cases)} labelled cases are split into {len(cases)} folds.")
-        # folds that are started together must not read a half of it
-        half = splits_file.with_name(f".{splits_file.name}.{uuid4().hex}")
-        save_json(generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=len(cases)), str(half))
-        half.replace(splits_file)
+    if fold >= len(cases):  # nnU-Net would make up a split at random
+        raise UnlabeledDataError(
+            f"There is no fold {fold}: {len(cases)} labelled cases are split into {len(cases)} folds, 0 to {len(cases) - 1}."
+        )
+    say(f"{len(cases)} labelled cases are split into {len(cases)} folds.")
+    # folds that are started together must not read a half of it
+    half = splits_file.with_name(f".{splits_file.name}.{uuid4().hex}")
+    save_json(generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=len(cases)), str(half))
+    half.replace(splits_file)
 
 
 def prepare(
@@ -83,6 +94,15 @@ def prepare(
             f"WARNING: {len(idle)} labelled case(s) are in neither part of this fold and go unused: {', '.join(idle)}. If "
             f"they were labelled after splits_final.json was written, delete that file for new folds, or add them to it."
         )
+    # where raw cases are, these are made again
+    if not raw and (
+        damaged := [name for case, names in unlabeled.damaged_files().items() if case not in labeled for name in names]
+    ):
+        raise UnlabeledDataError(
+            f"Files of {len(unlabeled.damaged_files().keys() - set(labeled))} preprocessed unlabelled case(s) in "
+            f"{unlabeled.folder} are missing or damaged: {', '.join(damaged)}. Copy them again, or run `nnunet-caml "
+            f"preprocess` where the raw images are; without a case, remove its file from {unlabeled.folder / STATE_FOLDER}."
+        )
     done = preprocess(unlabeled, min(default_num_processes, os.cpu_count() or 1), say=say)
     usable = unlabeled.usable_cases()
     if not usable:
@@ -105,5 +125,20 @@ def prepare(
             f"use -tr nnUNetTrainer."
         )
     check_overlap(unlabeled, usable, validation)
+    if same := same_files(unlabeled, usable, "imagesTs"):
+        say(
+            f"WARNING: {len(same)} unlabelled case(s) have the files of test cases in {unlabeled.raw_folder}/imagesTs: "
+            f"{', '.join(f'{case} ({file})' for case, file in same.items())}. Unless this is meant, remove them."
+        )
+    if not raw and (outdated := sorted(set(unlabeled.outdated_cases()) - set(labeled))):
+        say(
+            f"WARNING: {len(outdated)} preprocessed unlabelled case(s) are not used, because they were made with other plans: "
+            f"{', '.join(outdated)}. Run `nnunet-caml preprocess` where their raw images are."
+        )
+    if not raw and unlabeled.raw_folder is not None and (unlabeled.raw_folder / "dataset.json").is_file():
+        say(
+            f"WARNING: the {len(usable)} unlabelled cases are used as they were preprocessed before: there are no raw ones in "
+            f"{unlabeled.raw_folder}. To train without them, make an empty folder {RAW_FOLDER} there."
+        )
     say(f"{len(training.identifiers)} labelled and {len(usable)} unlabelled training cases ({done} preprocessed now).")
     return usable

@@ -26,6 +26,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
 from nnunet_caml.conversion.integrity import damage, finite_in_file
+from nnunet_caml.errors import WorkerError
 from nnunet_caml.unlabeled import (
     DATASET_KEY,
     STATE_FOLDER,
@@ -45,6 +46,11 @@ TEMPORARY_PREFIX = "tmp-"
 def check_files(case: str, files: Sequence[Path]) -> None:
     """Raises :class:`UnlabeledDataError` if a raw file of a case is missing, empty, truncated or damaged."""
     for file in files:
+        if file.is_dir():
+            raise UnlabeledDataError(
+                f"{file} of unlabelled case {case} is a folder, not an image. Name a file that nnU-Net can read; a DICOM "
+                f"series has to be converted first."
+            )
         if not file.is_file():
             unset = re.search(r"\$(\w+|\{\w+\})", str(file.parent))  # what os.path.expandvars leaves as it is
             if unset and not file.parent.is_dir():
@@ -146,14 +152,15 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
         data_class = infer_dataset_class(str(temporary))
         # Reading back what was written finds a file cut short by a full disk.
         content = voxel_digest(data_class(str(temporary), [case]).load_case(case)[0])
+        written = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
         outdated = dataset.state_file(case).is_file()
         if not needs_work(dataset, case, files):  # another run was faster, and may train with it already
             return False
         if outdated:
             dataset.state_file(case).unlink(missing_ok=True)
-        for file in sorted(temporary.iterdir()):
-            file.replace(dataset.folder / file.name)
-        CaseState(dataset.fingerprint(), sources, content).write(dataset.state_file(case))
+        for name in written:
+            (temporary / name).replace(dataset.folder / name)
+        CaseState(dataset.fingerprint(), sources, content, written).write(dataset.state_file(case))
     except UnlabeledDataError:
         raise
     except Exception as error:
@@ -232,9 +239,9 @@ def is_leftover(temporary: Path) -> bool:
 
 
 def needs_work(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> bool:
-    """Whether a raw case is not preprocessed yet, or was with other plans or from other files."""
+    """Whether a raw case is not preprocessed yet, or was with other plans or from other files, or is not whole any more."""
     state = CaseState.read(dataset.state_file(case))
-    if state is None or state.fingerprint != dataset.fingerprint():
+    if state is None or state.fingerprint != dataset.fingerprint() or state.damaged(dataset.folder):
         return True
     if all(f.is_file() for f in files):
         return not same_sources(state.sources, files)
@@ -344,9 +351,10 @@ def finished_cases(
         for future in as_completed(pending):
             yield pending[future], outcome(future.result)
     except BrokenProcessPool:
-        raise RuntimeError(
+        raise WorkerError(
             f"A worker process died while preprocessing unlabelled cases, most likely because memory ran out with "
-            f"{processes} processes. The cases finished so far are kept: run `nnunet-caml preprocess` with a smaller -np."
+            f"{processes} processes. The cases finished so far are kept: run `nnunet-caml preprocess` with a smaller -np, or "
+            f"nnUNetv2_train with a smaller nnUNet_def_n_proc."
         ) from None
     finally:
         workers.shutdown(wait=True, cancel_futures=True)

@@ -138,11 +138,11 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         """nnU-Net's split of the labelled cases. With fewer than its five folds, each case is a fold of its own.
 
         Raises:
-            UnlabeledDataError: If a fold is asked for and there is a single labelled case.
+            UnlabeledDataError: If a fold is asked for that there is not, or there is a single labelled case.
         """
         if self.fold != "all":
             splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
-            split_few_cases(self.preprocessed_dataset_folder, splits_file, self.print_to_log_file)
+            split_few_cases(self.preprocessed_dataset_folder, splits_file, int(self.fold), self.print_to_log_file)
         training, validation = super().do_split()
         # numpy's strings, where nnU-Net has just made the split, would go into the companion files, which are to be plain
         return [str(case) for case in training], [str(case) for case in validation]

@@ -15,7 +15,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,12 @@ class UnlabeledDataset:
             return {}
         json_file = self.raw_folder / "dataset.json"
         dataset_json = read_dataset_json(json_file) if json_file.is_file() else self.dataset_json
+        for key in dataset_json:
+            if key != DATASET_KEY and re.fullmatch("un[ _-]?labell?ed", key, re.IGNORECASE):
+                raise UnlabeledDataError(
+                    f'{json_file} has an entry "{key}", which nothing reads: the list of unlabelled cases is called '
+                    f'"{DATASET_KEY}". Rename it.'
+                )
         channels = number_of_channels(dataset_json)
         cases = list_entry(dataset_json.get(DATASET_KEY, {}), self.raw_folder, channels)
         images = self.raw_folder / RAW_FOLDER
@@ -205,10 +211,25 @@ class UnlabeledDataset:
         return dict(sorted((cases | in_folder).items()))
 
     def done_cases(self) -> list[str]:
-        """Identifiers of the cases that are preprocessed with the present plans, sorted."""
+        """Identifiers of the cases that are preprocessed with the present plans and whose files are there, sorted."""
+        return [case for case, damaged in self._recorded().items() if not damaged]
+
+    def damaged_files(self) -> dict[str, list[str]]:
+        """Files that are missing or damaged of cases that were preprocessed with the present plans, by case."""
+        return {case: damaged for case, damaged in self._recorded().items() if damaged}
+
+    def outdated_cases(self) -> list[str]:
+        """Identifiers of the cases that were preprocessed with other plans."""
         fingerprint = self.fingerprint()
-        states = ((file.stem, CaseState.read(file)) for file in sorted((self.folder / STATE_FOLDER).glob("*.json")))
-        return [case for case, state in states if state is not None and state.fingerprint == fingerprint]
+        return [case for case, state in self._states().items() if state.fingerprint != fingerprint]
+
+    def _recorded(self) -> dict[str, list[str]]:
+        fingerprint = self.fingerprint()
+        return {c: state.damaged(self.folder) for c, state in self._states().items() if state.fingerprint == fingerprint}
+
+    def _states(self) -> dict[str, "CaseState"]:
+        files = sorted((self.folder / STATE_FOLDER).glob("*.json"))
+        return {file.stem: state for file in files if (state := CaseState.read(file)) is not None}
 
     def usable_cases(self) -> list[str]:
         """Preprocessed cases to train with: those that are (still) among the raw ones, or all where no raw data is.
@@ -276,11 +297,13 @@ class CaseState:
         fingerprint: Of the plans it was preprocessed with.
         sources: Of the raw files, see :func:`read_sources`. A raw case whose files differ is done again.
         content: Digest of the preprocessed voxels: equal for two cases exactly if their voxels are equal.
+        files: Size in bytes of each preprocessed file, by name; none where earlier versions have recorded none.
     """
 
     fingerprint: str
     sources: dict[str, Any]
     content: str
+    files: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> "CaseState | None":
@@ -289,6 +312,17 @@ class CaseState:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
+
+    def damaged(self, folder: Path) -> list[str]:
+        """Names of the preprocessed files that are missing in ``folder``, or have another size than they were written with."""
+
+        def size(name: str) -> int | None:
+            try:
+                return (folder / name).stat().st_size
+            except FileNotFoundError:
+                return None
+
+        return [name for name, written in self.files.items() if size(name) != written]
 
     def write(self, file: Path) -> None:
         """Writes the file as a whole or not at all."""

@@ -61,3 +61,11 @@ def test_another_class_of_that_name(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert cli.main(["check"]) == 1
     assert "another class named nnUNetTrainerCAML, in module copied" in (error := capsys.readouterr().err)
     assert str(tmp_path) in error
+
+
+def test_a_folder_of_the_users_trainers_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path / "mistyped"), DISCOVERY_FOLDER]))
+    assert cli.main(["check"]) == 1
+    assert f"nnUNet_extTrainer names {tmp_path / 'mistyped'}, which is no folder" in capsys.readouterr().err

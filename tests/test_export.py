@@ -222,3 +222,11 @@ def test_what_a_stock_nnunet_could_not_load_is_not_exported(
     assert sentence in said
     assert "Share it with nnUNetv2_export_model_to_zip instead" in said
     assert not list(tmp_path.glob("*.zip*"))
+
+
+def test_a_model_folder_that_is_a_link(model: Path, tmp_path: Path):
+    """Results are often kept elsewhere, under another name."""
+    elsewhere = tmp_path / "run 42"
+    model.rename(elsewhere)
+    model.symlink_to(elsewhere, target_is_directory=True)
+    assert str(export(model, tmp_path / "model.zip")) == f"{NAME}/nnUNetTrainer__nnUNetPlans__3d_tiny"

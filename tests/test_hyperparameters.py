@@ -134,6 +134,8 @@ def test_a_step_that_ours_takes_the_place_of_is_told(make_trainer):
     trainer = make_trainer("nnUNetTrainerCAML")
     trainer.__class__ = type("nnUNetTrainerCAML_mine", (nnUNetTrainerCAML, Theirs), {})
     assert list(trainer.remarks()) == ["Theirs.train_step has no effect: a step of CAML is another one."]
+    trainer.__class__ = type("nnUNetTrainerCAML_mine", (nnUNetTrainerCAML, type("Mixin", (), {})), {})
+    assert list(trainer.remarks()) == []
     trainer.__class__ = type("nnUNetTrainerCAML_mine", (Theirs, nnUNetTrainerCAML), {})
     assert list(trainer.remarks()) == [
         "nnUNetTrainerCAML_mine: what Theirs does takes the place of what CAML does. Put it behind the trainer of CAML in the "
@@ -155,6 +157,30 @@ def test_a_ramp_up_that_does_not_end_is_told(make_trainer, start: float, fractio
     assert list(trainer.remarks()) == ([] if reached is None else [expected])
     trainer.__class__.lambda_c = trainer.__class__.lambda_o = 0.0
     assert list(trainer.remarks()) == []
+
+
+def test_settings_of_a_constructor(make_trainer):
+    """nnU-Net's own idiom: what ``__init__`` sets on the instance counts, and is looked at."""
+    trainer = make_trainer("nnUNetTrainerCAML")
+    trainer.initialize()
+    assert list(trainer.remarks()) == []
+    trainer = make_trainer("nnUNetTrainerCAML")
+    trainer.epochs, trainer.lamda_c, trainer.palette = 3, 0.5, "viridis"
+    trainer.initialize()
+    assert trainer.num_epochs == 3
+    assert trainer.lr_scheduler.max_steps == 3
+    assert list(trainer.remarks()) == [
+        "nnUNetTrainerCAML.lamda_c: neither nnU-Net nor CAML has a setting of this name. Did you mean lambda_c?"
+    ]
+
+
+def test_an_annotation_does_not_hide_a_slip_of_the_pen(make_trainer):
+    trainer = make_trainer("nnUNetTrainerCAML")
+    own = {"lamda_c": 0.5, "palette": "viridis", "__annotations__": {"lamda_c": float, "palette": str}}
+    trainer.__class__ = type("Mine", (nnUNetTrainerCAML,), own)
+    assert list(trainer.remarks()) == [
+        "Mine.lamda_c: neither nnU-Net nor CAML has a setting of this name. Did you mean lambda_c?"
+    ]
 
 
 def test_ours_have_no_unknown_setting(make_trainer):
@@ -209,6 +235,7 @@ def test_the_documentation_has_the_defaults():
         ("num_iterations_per_epoch", 2.0, "a whole number from 1"),
         ("num_val_iterations_per_epoch", 0, "a whole number from 1"),
         ("save_every", "x", "a whole number from 1"),
+        ("num_epochs", 0, "a whole number from 1"),
         ("oversample_foreground_percent", 33, "a number from 0 to 1"),
     ],
 )

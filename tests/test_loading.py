@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from test_unlabeled import dataset
 
 from nnunet_caml import loading
-from nnunet_caml.loading import UnlabeledCases, labeled_loader, like
+from nnunet_caml.loading import UnlabeledCases, labeled_loader, like, unlabeled_loader
 from nnunet_caml.preprocessing import preprocess
 
 
@@ -38,6 +38,17 @@ def test_unlabelled_patches_are_no_twins_of_the_labelled_ones(monkeypatch):
     seeds = like(augmenter, None).seeds
     assert len(set(seeds)) == 12
     assert set(seeds).isdisjoint(like(augmenter, None).seeds)
+
+
+def test_labelled_cases_of_unlike_weight(make_trainer):
+    """Which nnU-Net's loader has an argument for: they say nothing of unlabelled cases."""
+    trainer = make_trainer()
+    trainer.on_train_start()
+    loader = labeled_loader(trainer.dataloader_train.labeled)
+    loader.sampling_probabilities = np.full(len(loader.indices), 1 / len(loader.indices))
+    cases = labeled_loader(trainer.dataloader_train.unlabeled)._data
+    assert len(cases.identifiers) != len(loader.indices)
+    assert next(unlabeled_loader(loader, cases))["data"].shape[0] == loader.batch_size
 
 
 def test_both_loaders_augment_alike(make_trainer):

@@ -26,6 +26,7 @@ from test_unlabeled import dataset
 
 from nnunet_caml import preprocessing
 from nnunet_caml.checks import cases_without_foreground, check_overlap, labeled_content
+from nnunet_caml.errors import WorkerError
 from nnunet_caml.preprocessing import check_images, needs_work, preprocess, preprocess_case
 from nnunet_caml.unlabeled import STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
 
@@ -86,7 +87,7 @@ def test_an_interrupted_worker_interrupts_the_whole(workspace: Workspace, monkey
 def test_a_worker_that_died_is_said_with_the_way_out(workspace: Workspace, monkeypatch):
     monkeypatch.setattr(preprocessing, "pool", DeadWorker)
     with pytest.raises(
-        RuntimeError, match=r"worker process died .* 2 processes\. .*run `nnunet-caml preprocess` .* smaller -np"
+        WorkerError, match=r"worker process died .* 2 processes\. .*run `nnunet-caml preprocess` .* smaller -np"
     ):
         preprocess(dataset(workspace), 2)
 

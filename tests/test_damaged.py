@@ -1,0 +1,188 @@
+"""What is missing or damaged among the unlabelled data once they are preprocessed, and what is said of it."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from time import sleep
+
+import pytest
+from conftest import Workspace
+from test_unlabeled import dataset
+
+from nnunet_caml.cli import main
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.unlabeled import CaseState, UnlabeledDataError
+
+
+def spoil(file: Path, how: str) -> None:
+    """As after a copy that was broken off, or a clean-up of the disk."""
+    if how == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("how", ["missing", "cut short"])
+@pytest.mark.parametrize("name", ["un_1.b2nd", "un_1_seg.b2nd", "un_1.pkl"])
+def test_a_file_that_is_not_whole_is_made_again(workspace: Workspace, name: str, how: str):
+    d = dataset(workspace)
+    preprocess(d, 1)
+    whole = (d.folder / name).read_bytes()
+    spoil(d.folder / name, how)
+    assert d.done_cases() == ["un_0", "un_2", "un_3", "un_4"]
+    assert preprocess(d, 1) == 1
+    assert len(d.done_cases()) == 5
+    assert name.endswith(".pkl") or (d.folder / name).read_bytes() == whole
+
+
+def test_a_file_that_is_not_whole_where_no_raw_data_is(workspace: Workspace, make_trainer):
+    trainer = make_trainer()
+    trainer.initialize()
+    preprocess(trainer.unlabeled, 1)
+    shutil.rmtree(workspace.raw)
+    spoil(trainer.unlabeled.folder / "un_1.b2nd", "missing")
+    spoil(trainer.unlabeled.folder / "un_3.b2nd", "cut short")
+    said = r"2 preprocessed unlabelled case\(s\) .*_unlabeled are missing or damaged: un_1\.b2nd, un_3\.b2nd\. Copy them again"
+    with pytest.raises(UnlabeledDataError, match=said):
+        trainer.prepare_unlabeled()
+    for case in ("un_1", "un_3"):
+        trainer.unlabeled.state_file(case).unlink()
+    trainer.prepare_unlabeled()
+    assert trainer._unlabeled_names == ["un_0", "un_2", "un_4"]
+
+
+def test_a_case_of_which_no_sizes_were_recorded_counts_as_done(workspace: Workspace):
+    """As before sizes were recorded: nothing is preprocessed again for it."""
+    d = dataset(workspace)
+    preprocess(d, 1)
+    for file in d.folder.glob(".state/*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        del content["files"]
+        file.write_text(json.dumps(content), encoding="utf-8")
+    assert len(d.done_cases()) == 5
+    assert preprocess(d, 1) == 0
+    state = CaseState.read(d.state_file("un_0"))
+    assert state is not None
+    assert state.files == {}
+
+
+def test_cases_of_other_plans_where_no_raw_data_is(workspace: Workspace, make_trainer, capsys: pytest.CaptureFixture):
+    """As when preprocessing with new plans was broken off, or was that of a part of the cases only."""
+    trainer = make_trainer()
+    trainer.initialize()
+    preprocess(trainer.unlabeled, 1)
+    shutil.rmtree(workspace.raw)
+    for case in ("un_1", "un_3"):
+        file = trainer.unlabeled.state_file(case)
+        file.write_text(file.read_text(encoding="utf-8").replace(trainer.unlabeled.fingerprint(), "other"), encoding="utf-8")
+    trainer.prepare_unlabeled()
+    said = capsys.readouterr().out
+    assert (
+        "WARNING: 2 preprocessed unlabelled case(s) are not used, because they were made with other plans: un_1, un_3." in said
+    )
+
+
+def test_a_validation_image_whose_voxels_its_label_has_changed(workspace: Workspace, make_trainer):
+    """As a label does with masked normalisation, where it reaches beyond what is nonzero."""
+    shutil.copy(workspace.raw / "imagesTr/tr_0_0000.nii.gz", workspace.raw / "imagesUn/copy_0000.nii.gz")
+    trainer = make_trainer(fold=0)
+    (workspace.preprocessed / "splits_final.json").write_text(
+        json.dumps([{"train": ["tr_1", "tr_2"], "val": ["tr_0", "tr_3"]}]), encoding="utf-8"
+    )
+    trainer.initialize()
+    preprocess(trainer.unlabeled, 1)
+    state = CaseState.read(trainer.unlabeled.state_file("copy"))
+    assert state is not None
+    replace(state, content="other voxels").write(trainer.unlabeled.state_file("copy"))
+    with pytest.raises(UnlabeledDataError, match=r"Unlabelled case copy is the same image as tr_0_0000\.nii\.gz, byte by byte"):
+        trainer.prepare_unlabeled()
+
+
+def test_workers_that_die_before_unlabelled_patches_are_wanted(make_trainer, monkeypatch):
+    """It is said at once, not after 40 % of the training."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = make_trainer()
+    trainer.rampup_start_fraction = 0.5
+    trainer.on_train_start()
+    pair = trainer.dataloader_train
+    try:
+        assert "unlabeled" not in next(pair), "none is wanted yet"
+        for process in pair.unlabeled._processes:
+            process.terminate()
+        ended = [process.join(10) or process.exitcode for process in pair.unlabeled._processes]
+        assert all(code is not None for code in ended)
+        sleep(0.5)  # nnU-Net's thread looks after them every few hundredths of a second
+        with pytest.raises(RuntimeError, match="process that loads unlabelled patches has ended"):
+            next(pair)
+    finally:
+        pair.finish()
+        trainer.dataloader_val._finish()
+
+
+def test_images_that_are_gone_altogether(workspace: Workspace, make_trainer, capsys: pytest.CaptureFixture):
+    """They may have been moved to save space, or be meant to be trained with no more: both can be done."""
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.prepare_unlabeled()
+    (workspace.raw / "imagesUn").rename(workspace.root / "elsewhere")
+    capsys.readouterr()
+    trainer.prepare_unlabeled()
+    said = capsys.readouterr().out
+    assert "WARNING: the 5 unlabelled cases are used as they were preprocessed before: there are no raw ones in" in said
+    assert "make an empty folder imagesUn" in said
+    workspace.raw.rename(workspace.root / "raw elsewhere")  # a training node without raw data
+    trainer.prepare_unlabeled()
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_a_test_case_among_the_unlabelled_ones(workspace: Workspace, make_trainer, capsys: pytest.CaptureFixture):
+    """Whatever its name is; it may be meant so, and is an advantage over those who train without test images."""
+    tests = workspace.raw / "imagesTs"
+    tests.mkdir(exist_ok=True)
+    shutil.copy(workspace.raw / "imagesUn/un_2_0000.nii.gz", tests / "new_0000.nii.gz")
+    shutil.copy(workspace.raw / "imagesTr/tr_0_0000.nii.gz", tests / "other_0000.nii.gz")
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.prepare_unlabeled()
+    said = capsys.readouterr().out
+    assert "WARNING: 1 unlabelled case(s) have the files of test cases in" in said
+    assert "imagesTs: un_2 (new_0000.nii.gz)" in said
+
+
+@pytest.mark.parametrize("key", ["unlabelled", "Unlabeled", "un-labelled"])
+def test_a_misspelt_entry(workspace: Workspace, key: str):
+    file = workspace.raw / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), key: {}}), encoding="utf-8")
+    with pytest.raises(UnlabeledDataError, match=f'dataset.json has an entry "{key}".*called "unlabeled"'):
+        dataset(workspace).raw_cases()
+
+
+def test_a_folder_in_the_list_is_no_image(workspace: Workspace, capsys: pytest.CaptureFixture):
+    (workspace.root / "dicom").mkdir()
+    file = workspace.raw / "dataset.json"
+    entry = {"unlabeled": {"scan": {"images": [str(workspace.root / "dicom")]}}}
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **entry}), encoding="utf-8")
+    with pytest.raises(UnlabeledDataError, match=r"dicom of unlabelled case scan is a folder, not an image"):
+        preprocess(dataset(workspace), 1)
+
+
+def test_one_configuration_is_no_obstacle_to_the_next(workspace: Workspace, capsys: pytest.CaptureFixture):
+    file = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text(encoding="utf-8"))
+    coarse = {"inherits_from": "3d_fullres", "data_identifier": "nnUNetPlans_3d_coarse", "spacing": [3.0, 2.0, 2.0]}
+    plans["configurations"]["3d_coarse"] = coarse
+    file.write_text(json.dumps(plans), encoding="utf-8")
+    (workspace.raw / "imagesUn/un_1_0000.nii.gz").write_bytes(b"no image")
+    assert main(["preprocess", "-d", "101", "-c", "3d_coarse", "3d_tiny", "-np", "1"]) == 1
+    said = capsys.readouterr().err
+    for configuration in ("3d_coarse", "3d_tiny"):
+        assert f"{configuration}: 1 of 5 unlabelled cases cannot be used; the others are preprocessed" in said
+        assert len(dataset(workspace, configuration).done_cases()) == 4
+
+
+def test_a_fold_that_few_cases_do_not_have(make_trainer):
+    """nnU-Net would train it on a split at random, and validate a case that another fold validates."""
+    trainer = make_trainer(fold=4)
+    with pytest.raises(UnlabeledDataError, match=r"There is no fold 4: 4 labelled cases are split into 4 folds, 0 to 3\."):
+        trainer.initialize()
