@@ -59,8 +59,11 @@ def annotated_frames(folder: Path) -> list[Path]:
     """The images of a patient's single frames; a name to complain of where there is none."""
     files = folder.iterdir() if folder.is_dir() else ()
     names = (re.fullmatch(rf"({folder.name}_frame\d+)(_gt)?\.nii\.gz", path.name) for path in files)
-    found = sorted({match[1] for match in names if match})  # a label without its image is a frame that lacks one
-    return [folder / f"{name}{ENDING}" for name in found or [f"{folder.name}_frame01"]]
+    found = {match[1] for match in names if match}  # a label without its image is a frame that lacks one
+    info = folder / "Info.cfg"  # names both, of which one may be lost
+    for number in re.findall(r"^E[DS]:\s*(\d+)", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else ():
+        found.add(f"{folder.name}_frame{int(number):02d}")
+    return [folder / f"{name}{ENDING}" for name in sorted(found) or [f"{folder.name}_frame01"]]
 
 
 def frames(folder: Path, test: bool = False, labels: bool = True) -> Iterable[Case]:

@@ -81,7 +81,13 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
                     labels.get(identifier, root / f"labels{part}" / f"{identifier}{ENDING}"),
                     test,
                 )
-    more = [path for path in outside(files, options.unlabeled_from) if is_further(path) or path.parent.name not in PARTS]
+    beside = outside(files, options.unlabeled_from)
+    if mistaken := next((path for path in beside if not is_further(path) and path.parent.name not in PARTS), None):
+        raise ConversionError(
+            f"{mistaken} has the number of a case of the challenge, and is not where AMOS has it ({', '.join(PARTS)}): take it "
+            "away, as it may be a label or a test image."
+        )
+    more = [path for path in beside if is_further(path)]
     if options.use_test_images:
         if not parts["imagesTs"]:
             raise ConversionError(f"{root / 'imagesTs'} holds no files such as amos_0001.nii.gz: leave out --use-test-images.")

@@ -10,7 +10,16 @@ from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 
-from nnunet_caml.conversion import Case, CaseLists, Dataset, argument_parser, main, of_one_kind
+from nnunet_caml.conversion import (
+    Case,
+    CaseLists,
+    ConversionError,
+    Dataset,
+    argument_parser,
+    find_files,
+    main,
+    of_one_kind,
+)
 
 LABELED_HELP = (
     "how many cases keep their label, in the order of train.list (default: 8, a tenth; the literature has 4, 8 and 16: "
@@ -29,7 +38,11 @@ DATASET = Dataset(
 
 def find(source: Path, options: Namespace) -> Iterable[Case]:
     """The cases of both lists."""
-    folders = {path.parent.name: path.parent for path in sorted(source.glob("*/*/lgemri.nrrd"))}
+    folders: dict[str, Path] = {}
+    for path in find_files(source, r"lgemri\.nrrd"):
+        other = folders.setdefault(path.parent.name, path.parent)
+        if other != path.parent:
+            raise ConversionError(f"{path.parent.name} is there twice, in {other} and in {path.parent}: take one away.")
     for identifier, name in LISTS.read(options.lists or source):
         folder = folders.get(identifier, source / identifier)
         yield Case(identifier, [folder / "lgemri.nrrd"], folder / "laendo.nrrd", test=name == "test")

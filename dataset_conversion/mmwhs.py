@@ -19,7 +19,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main, read_image
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main, of_one_kind, read_image
 
 ENDING = "_image.nii.gz"
 LEFT_ATRIUM, SLIP = 420, 421
@@ -86,6 +86,13 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
             yield Case(image.name.removesuffix(ENDING), [image])
 
 
+def find_unlabeled(folder: Path) -> Iterable[Case]:
+    """More cases: called as in the challenge, at any depth and without their labels, or else image files in the folder."""
+    images = find_files(folder, rf"(ct|mr)_(train|test)_\d+{re.escape(ENDING)}")
+    labels = find_files(folder, r"(ct|mr)_train_\d+_label\.nii\.gz")
+    return of_one_kind([Case(image.name.removesuffix(ENDING), [image]) for image in images], folder, labels)
+
+
 if __name__ == "__main__":
     parser = argument_parser(__doc__)
     parser.add_argument("--modality", choices=["ct", "mr", "both"], default="ct", help="which images (default: ct)")
@@ -94,4 +101,4 @@ if __name__ == "__main__":
         action="store_true",
         help="take the challenge's test images as unlabelled cases; results on these images are then transductive",
     )
-    main(find, dataset, parser)
+    main(find, dataset, parser, find_unlabeled=find_unlabeled)

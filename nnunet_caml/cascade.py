@@ -8,7 +8,8 @@ the folds share them by a number made of a case's name, so that a case stays wit
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from hashlib import sha256
 from pathlib import Path
@@ -27,13 +28,15 @@ from tqdm import tqdm
 
 from nnunet_caml import checkpoints, distributed
 from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
+from nnunet_caml.unlabeled import CaseState, UnlabeledDataError, UnlabeledDataset
 from nnunet_caml.workers import pool
 
 __all__ = ["PREDICTED", "fold_share", "predict_for_next_stage", "with_previous_stage"]
 
 #: nnU-Net's folder for them
 PREDICTED = "predicted_next_stage"
+#: of a fold: which unlabelled cases it predicts, with which weights, and of which voxels
+RECORD = "unlabeled_predictions.json"
 ENDINGS = (".b2nd", ".npz", ".npy")
 BARRIER_EVERY = 20
 
@@ -84,7 +87,9 @@ def predict_for_next_stage(trainer: Any) -> None:
                 )
             share = [case for case in share if case in done]
         _record_weights(trainer, share)
-        return [case for case in share if not _is_predicted(trainer, case, targets)]
+        missing = [case for case in share if not _is_predicted(trainer, case, targets)]
+        _record_contents(trainer, set(share) - set(missing), targets)
+        return missing
 
     # one rank says which, because the first predictions of another one would change the answer
     share = distributed.on_first_rank(to_predict, trainer.local_rank, trainer.is_ddp)
@@ -106,6 +111,8 @@ def predict_for_next_stage(trainer: Any) -> None:
             future.result()
     if trainer.is_ddp:
         dist.barrier()
+    if trainer.local_rank == 0:
+        _record_contents(trainer, json.loads(_record(trainer).read_text(encoding="utf-8"))["cases"], targets)
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
 
 
@@ -131,7 +138,7 @@ def _folder(trainer: Any, stage: str) -> Path:
 
 
 def _record(trainer: Any) -> Path:
-    return Path(trainer.output_folder) / "unlabeled_predictions.json"
+    return Path(trainer.output_folder) / RECORD
 
 
 def _record_weights(trainer: Any, share: Sequence[str]) -> None:
@@ -152,6 +159,17 @@ def _record_weights(trainer: Any, share: Sequence[str]) -> None:
     half.write_text(json.dumps(wanted), encoding="utf-8")
     if before.get("epoch_end_timestamp") == wanted["epoch_end_timestamp"] and not overtaken:
         os.utime(half, ns=(since, since))
+    half.replace(file)
+
+
+def _record_contents(trainer: Any, cases: Iterable[str], targets: dict[str, UnlabeledDataset]) -> None:
+    """Adds to the record, without changing its time, of which voxels of the next stages the predictions are that are there."""
+    file = _record(trainer)
+    states = {stage: {case: CaseState.read(target.state_file(case)) for case in cases} for stage, target in targets.items()}
+    contents = {stage: {case: state.content for case, state in known.items() if state} for stage, known in states.items()}
+    half, status = file.with_suffix(".partial"), file.stat()
+    half.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "contents": contents}), encoding="utf-8")
+    os.utime(half, ns=(status.st_mtime_ns, status.st_mtime_ns))
     half.replace(file)
 
 
@@ -211,15 +229,21 @@ def _tasks(trainer: Any, case: str, targets: dict[str, UnlabeledDataset]) -> lis
 
 
 def with_previous_stage(
-    folder: str, stage: str, labeled: Sequence[str], unlabeled: Sequence[str], say: Callable[[str], None]
+    folder: str,
+    stage: str,
+    labeled: Sequence[str],
+    dataset: UnlabeledDataset,
+    unlabeled: Sequence[str],
+    say: Callable[[str], None],
 ) -> list[str]:
-    """The unlabelled cases that the first stage has predicted.
+    """The unlabelled cases that the first stage has predicted, as they are now.
 
     Args:
         folder: nnU-Net's folder of these predictions.
         stage: Name of the first stage's configuration, for the message.
         labeled: Labelled cases, training and validation; each needs a prediction.
-        unlabeled: Unlabelled cases; those without one are left out, with a warning.
+        dataset: The unlabelled data of the second stage.
+        unlabeled: Unlabelled cases; those without one, or whose image was another one then, are left out, with a warning.
         say: Prints to the log.
 
     Raises:
@@ -232,12 +256,22 @@ def with_previous_stage(
     for case in labeled:
         if _prediction(Path(folder), case) is None:
             raise UnlabeledDataError(f"Labelled case {case} has no prediction of the first stage in {folder}. {way_out}")
-    usable = [case for case in unlabeled if _prediction(Path(folder), case) is not None]
+    predicted: dict[str, set[str]] = defaultdict(set)
+    for file in Path(folder).parents[1].glob(f"fold_*/{RECORD}"):
+        contents = json.loads(file.read_text(encoding="utf-8")).get("contents", {})
+        for case, content in contents.get(Path(folder).name, {}).items():
+            predicted[case].add(content)
+
+    def is_of_another_image(case: str) -> bool:
+        state = CaseState.read(dataset.state_file(case))
+        return state is not None and case in predicted and state.content not in predicted[case]
+
+    usable = [case for case in unlabeled if _prediction(Path(folder), case) is not None and not is_of_another_image(case)]
     if not usable:
         raise UnlabeledDataError(f"No unlabelled case has a prediction of the first stage in {folder}. {way_out}")
     if missing := sorted(set(unlabeled) - set(usable)):
         say(
             f"WARNING: {len(missing)} unlabelled cases, such as {missing[0]}, have no prediction of the first stage in "
-            f"{folder} and are left out. {way_out}"
+            f"{folder}, or one of another image, and are left out. {way_out}"
         )
     return usable

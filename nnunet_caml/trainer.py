@@ -172,7 +172,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if previous is not None:
             of_labeled = [case for part in self.do_split() for case in part]
             stage = self.configuration_manager.previous_stage_name
-            names = with_previous_stage(previous, stage, of_labeled, names, self.print_to_log_file)
+            names = with_previous_stage(previous, stage, of_labeled, self.unlabeled, names, self.print_to_log_file)
         labeled, validation = super().get_dataloaders()
         folder = str(self.unlabeled.folder)
         cases = UnlabeledCases(infer_dataset_class(folder)(folder, names, previous))

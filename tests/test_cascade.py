@@ -13,10 +13,12 @@ import pytest
 import torch
 from conftest import NAME, Workspace, blobs, write_image
 from forked import CommandFailed
+from test_unlabeled import dataset
 
 from nnunet_caml import cascade
 from nnunet_caml.cascade import fold_share, with_previous_stage
-from nnunet_caml.unlabeled import UnlabeledDataError
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
 TRAINER = "nnUNetTrainerCAMLOneEpoch"
 
@@ -208,14 +210,36 @@ def test_folds_share_the_unlabelled_cases(tmp_path: Path):
     assert all(set(share) <= set(grown) for share, grown in zip(shares, more, strict=True))
 
 
-def test_cases_without_a_prediction(tmp_path: Path):
+def test_a_prediction_of_another_image(workspace: Workspace, make_trainer, monkeypatch):
+    """Its case was replaced and preprocessed again since, and the second stage would see two scans as one."""
+    make_tiny_the_first_stage(workspace.preprocessed / "nnUNetPlans.json")
+    monkeypatch.setattr(cascade, "pool", lambda *_arguments: ThreadPoolExecutor(1))
+    trainer = make_trainer(fold="all")
+    trainer.initialize()
+    trainer.logger.log("epoch_end_timestamps", 1.0, 0)
+    cascade.predict_for_next_stage(trainer)
+    target = UnlabeledDataset.create(trainer.plans_manager, "3d_cascade_fullres", trainer.dataset_json)
+    folder = str(Path(trainer.output_folder_base) / "predicted_next_stage" / "3d_cascade_fullres")
+    cases, said = [f"un_{i}" for i in range(5)], []
+    assert with_previous_stage(folder, "3d_tiny", [], target, cases, said.append) == cases
+    write_image(blobs(301)[0], workspace.raw / "imagesUn/un_2_0000.nii.gz")
+    preprocess(target, 1)
+    usable = with_previous_stage(folder, "3d_tiny", [], target, cases, said.append)
+    assert usable == ["un_0", "un_1", "un_3", "un_4"]
+    assert "1 unlabelled cases, such as un_2, have no prediction of the first stage" in said[0]
+    cascade.predict_for_next_stage(trainer)  # as --val does
+    assert with_previous_stage(folder, "3d_tiny", [], target, cases, said.append) == cases
+
+
+def test_cases_without_a_prediction(workspace: Workspace, tmp_path: Path):
+    target = dataset(workspace)
     for name in ("tr_0.b2nd", "un_0.b2nd", "un_2.npz"):
         (tmp_path / name).touch()
     said: list[str] = []
-    usable = with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0"], ["un_0", "un_1", "un_2"], said.append)
+    usable = with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0"], target, ["un_0", "un_1", "un_2"], said.append)
     assert usable == ["un_0", "un_2"]
     assert "1 unlabelled cases, such as un_1" in said[0]
     with pytest.raises(UnlabeledDataError, match="tr_9 has no prediction"):
-        with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0", "tr_9"], ["un_0"], said.append)
+        with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0", "tr_9"], target, ["un_0"], said.append)
     with pytest.raises(UnlabeledDataError, match="No unlabelled case"):
-        with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0"], ["un_1"], said.append)
+        with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0"], target, ["un_1"], said.append)

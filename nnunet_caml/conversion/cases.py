@@ -324,6 +324,14 @@ def find_images(folder: Path, channels: int = 1) -> Iterable[Case]:
                 print(f"{below} holds images as well, which are not taken: only those in {folder} itself are.", file=sys.stderr)
     if not files:
         raise ConversionError(f"{folder} holds no image: files such as CASE_0000.nii.gz are expected there.")
+    by_stem = {_stem(path): path for path in files}
+    for stem, path in by_stem.items():
+        match = re.fullmatch(r"(.+)_(labels?|masks?|gt|segmentation)", stem, re.IGNORECASE)
+        image = next((by_stem[name] for name in (match[1], f"{match[1]}_image") if name in by_stem), None) if match else None
+        if image:
+            raise ConversionError(
+                f"{path} is called like the label of {image.name}, and would become an image: take it away, or rename it."
+            )
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         groups[re.sub(r"_\d{4}$", "", _stem(path))].append(path)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2.paths import nnUNet_preprocessed
+
 from nnunet_caml.conversion.cases import Dataset
 
 #: labelled cases; with fewer than that all of them are for training
@@ -73,11 +75,16 @@ class Summary:
         # folds 0 to 4 hold a fifth back, of few cases too many to lose and too few to validate on
         fold = "all" if len(labelled) < FEW or self.grouped else 0
         trainer = " -tr nnUNetTrainerCAML" if count["unlabeled"] else ""
+        # nnU-Net keeps what it knows of an earlier data set of that name, and plans and splits by it
+        before = Path(nnUNet_preprocessed) / self.folder.name if nnUNet_preprocessed.is_set() else None
+        clean = " --clean" if before and before.is_dir() else ""
+        if before and (before / "splits_final.json").is_file():
+            lines.append(f"An earlier split is there: remove {before / 'splits_final.json'} for folds of these cases.")
         return "\n".join(
             [
                 *lines,
                 "Next:",
-                f"  nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres --verify_dataset_integrity",
+                f"  nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres --verify_dataset_integrity{clean}",
                 f"  nnUNetv2_train {number} 3d_fullres {fold}{trainer}",
             ]
         )
