@@ -61,7 +61,8 @@ def annotated_frames(folder: Path) -> list[Path]:
     names = (re.fullmatch(rf"({folder.name}_frame\d+)(_gt)?\.nii\.gz", path.name) for path in files)
     found = {match[1] for match in names if match}  # a label without its image is a frame that lacks one
     info = folder / "Info.cfg"  # names both, of which one may be lost
-    for number in re.findall(r"^E[DS]:\s*(\d+)", info.read_text(encoding="utf-8"), re.MULTILINE) if info.is_file() else ():
+    said = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    for number in re.findall(r"^E[DS]:\s*(\d+)", said, re.MULTILINE):
         found.add(f"{folder.name}_frame{int(number):02d}")
     return [folder / f"{name}{ENDING}" for name in sorted(found) or [f"{folder.name}_frame01"]]
 
