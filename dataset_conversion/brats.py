@@ -23,6 +23,8 @@ LABELED_HELP = (
     "how many cases keep their label, or 'all' (default: 25; the literature on BraTS 2019 has 25 and 50 of 250, 10 and 20 %%, "
     "in the order of SSL4MIS's train.txt)"
 )
+# what the label of BraTS20_Training_355 is called in the download of BraTS 2020
+OLD_LABEL = r"W39_1998\.09\.19_Segm"
 # the same lists are passed on with either ending
 LISTS = CaseLists("SSL4MIS, github.com/HiLab-git/SSL4MIS, folder data/BraTS2019", endings=(".txt", ".list"))
 DATASET = Dataset(
@@ -39,8 +41,9 @@ DATASET = Dataset(
 def files_by_case(folder: Path, but: Path | None = None) -> dict[str, dict[str, Path]]:
     """For each case, its files by sequence, and its label as ``"seg"``; of no case in the folder ``but``."""
     found: dict[str, dict[str, Path]] = defaultdict(dict)
-    for path in outside(find_files(folder, rf".+_({'|'.join(SEQUENCES)}|seg)\.nii(\.gz)?"), but):
-        identifier, sequence = re.sub(r"\.nii(\.gz)?$", "", path.name).rsplit("_", 1)
+    for path in outside(find_files(folder, rf"(.+_({'|'.join(SEQUENCES)}|seg)|{OLD_LABEL})\.nii(\.gz)?"), but):
+        stem = re.sub(r"\.nii(\.gz)?$", "", path.name)
+        identifier, sequence = (path.parent.name, "seg") if re.fullmatch(OLD_LABEL, stem) else stem.rsplit("_", 1)
         if sequence in found[identifier]:
             raise ConversionError(
                 f"{found[identifier][sequence]} and {path} are the same image of the case {identifier}: take one away."
@@ -56,9 +59,12 @@ def files_by_case(folder: Path, but: Path | None = None) -> dict[str, dict[str, 
 
 def case(identifier: str, files: dict[str, Path], source: Path, test: bool = False) -> Case:
     """A case, with the place where a missing file should be."""
-    folder = next(iter(files.values())).parent if files else source / identifier
-    images = [files.get(sequence, folder / f"{identifier}_{sequence}.nii.gz") for sequence in SEQUENCES]
-    return Case(identifier, images, files.get("seg", folder / f"{identifier}_seg.nii.gz"), test)
+    beside = next(iter(files.values()), source / identifier / ".nii.gz")
+    ending = ".nii" if beside.suffix == ".nii" else ".nii.gz"
+    *images, label = (
+        files.get(sequence, beside.with_name(f"{identifier}_{sequence}{ending}")) for sequence in (*SEQUENCES, "seg")
+    )
+    return Case(identifier, images, label, test)
 
 
 def find(source: Path, options: Namespace) -> Iterable[Case]:

@@ -1,18 +1,19 @@
 #!/usr/bin/env python
 """PI-CAI (Prostate Imaging: Cancer AI), the public training and development data set.
 
-SOURCE holds <patient>/<patient>_<study>_t2w.mha, ..._adc.mha and ..._hbv.mha, at most two folders deep; --labels is the
-folder picai_labels (or csPCa_lesion_delineations, or the folder of the files) with
-csPCa_lesion_delineations/human_expert/resampled/<patient>_<study>.nii.gz, by default looked for in SOURCE. Any grade of
-lesion becomes 1. The split is the data set's own: the studies that a human outlined are labelled (1295 of 1500), the
-others unlabelled; outlines by a network are not used. --labeled N keeps the labels of N patients, drawn at random (--seed),
-and --test N holds out other patients with all that there is of them.
+SOURCE holds <patient>/<patient>_<study>_t2w.mha, ..._adc.mha and ..._hbv.mha, at any depth; --labels is the folder
+picai_labels (or csPCa_lesion_delineations, or the folder of the files) with
+csPCa_lesion_delineations/human_expert/resampled/<patient>_<study>.nii.gz, by default looked for in SOURCE; labels whose images
+are not there are counted and left out. Any grade of lesion becomes 1. The split is the data set's own: the studies that a
+human outlined are labelled (1295 of 1500), the others unlabelled; outlines by a network are not used. --labeled N keeps the
+labels of N patients, drawn at random (--seed), and --test N holds out other patients with all that there is of them.
 
 nnU-Net needs all channels of a case on one grid, but adc and hbv lie on a coarser one than t2w. So these two are
 resampled onto t2w, linearly, 0 outside of their field of view; this is the one place where a converter resamples. t2w and
 the labels, which come on the grid of t2w, stay as they are.
 """
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main, read_image
+from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, find_files, main, outside, read_image
 
 CHANNELS = ("t2w", "adc", "hbv")
 FOLDER = Path("csPCa_lesion_delineations", "human_expert", "resampled")
@@ -78,13 +79,12 @@ def label_folder(source: Path, given: Path | None) -> Path:
     )
 
 
-def studies(source: Path) -> list[Path]:
-    """The first channel of every study; any other one stands in where it is lost."""
+def studies(source: Path, but: Path | None = None) -> list[Path]:
+    """The first channel of every study outside the folder ``but``; any other one stands in where it is lost."""
     pairs = {
         path.with_name(f"{path.stem.rpartition('_')[0]}_t2w.mha")
-        for pattern in ("*/*.mha", "*/*/*.mha")
-        for path in source.glob(pattern)
-        if path.stem.rpartition("_")[2] in CHANNELS and path.stem.startswith(f"{path.parent.name}_")
+        for path in outside(find_files(source, rf".+_({'|'.join(CHANNELS)})\.mha"), but)
+        if path.stem.startswith(f"{path.parent.name}_")
     }
     if not pairs:
         raise ConversionError(
@@ -96,20 +96,27 @@ def studies(source: Path) -> list[Path]:
 def find(source: Path, options: Namespace) -> Iterable[Case]:
     """All studies."""
     labels = {path.name.removesuffix(".nii.gz"): path for path in label_folder(source, options.labels).glob("*.nii.gz")}
-    cases = list(find_unlabeled(source))
+    cases = list(find_unlabeled(source, options.unlabeled_from))
     known = {case.identifier for case in cases}
     if not known & set(labels):
         raise ConversionError(
             f"None of the labels beside {next(iter(labels.values()))} belongs to an image in {source}: check that both are of "
             "the same data set."
         )
+    if alone := sorted(set(labels) - known):
+        count = "1 label belongs" if len(alone) == 1 else f"{len(alone)} labels belong"
+        print(
+            f"{count} to no image in {source}: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}. "
+            "They are left out; are all parts of the download there?",
+            file=sys.stderr,
+        )
     for case in cases:
         yield Case(case.identifier, case.images, labels.get(case.identifier), patient=case.patient)
 
 
-def find_unlabeled(folder: Path) -> Iterable[Case]:
-    """All studies in a folder, without their labels."""
-    for t2w in studies(folder):
+def find_unlabeled(folder: Path, but: Path | None = None) -> Iterable[Case]:
+    """All studies in a folder, without their labels; none of the folder ``but``."""
+    for t2w in studies(folder, but):
         identifier = t2w.stem.removesuffix("_t2w")
         yield Case(identifier, [t2w.with_name(f"{identifier}_{name}.mha") for name in CHANNELS], patient=t2w.parent.name)
 

@@ -11,6 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ import torch.distributed as dist
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from tqdm import tqdm
 
 from nnunet_caml import checkpoints, distributed
+from nnunet_caml.errors import WorkerError
 from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.unlabeled import CaseState, UnlabeledDataError, UnlabeledDataset
+from nnunet_caml.states import CaseState
+from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 from nnunet_caml.workers import pool
 
 __all__ = ["PREDICTED", "fold_share", "predict_for_next_stage", "with_previous_stage"]
@@ -98,17 +100,25 @@ def predict_for_next_stage(trainer: Any) -> None:
     trainer.print_to_log_file(f"{len(share)} unlabelled cases are predicted for {', '.join(stages)}.")
     trainer.network.eval()
     trainer.set_deep_supervision_enabled(False)
-    with pool(max(1, default_num_processes)) as workers:
-        waiting: list[Future] = []
-        for number, case in enumerate(tqdm(mine, "Predicting unlabelled cases", disable=trainer.local_rank != 0)):
-            waiting += [workers.submit(resample_and_move, *task) for task in _tasks(trainer, case, targets)]
-            while len(waiting) > 2 * default_num_processes:
-                waiting.pop(0).result()
-            # NCCL gives up after minutes without a sign of the others
-            if trainer.is_ddp and (number + 1) % BARRIER_EVERY == 0 and number < len(share) // ranks:
-                dist.barrier()
-        for future in waiting:
-            future.result()
+    processes = max(1, default_num_processes)
+    try:
+        with pool(processes) as workers:
+            waiting: list[Future] = []
+            for number, case in enumerate(tqdm(mine, "Predicting unlabelled cases", disable=trainer.local_rank != 0)):
+                waiting += [workers.submit(resample_and_move, *task) for task in _tasks(trainer, case, targets)]
+                while len(waiting) > 2 * processes:
+                    waiting.pop(0).result()
+                # NCCL gives up after minutes without a sign of the others
+                if trainer.is_ddp and (number + 1) % BARRIER_EVERY == 0 and number < len(share) // ranks:
+                    dist.barrier()
+            for future in waiting:
+                future.result()
+    except BrokenProcessPool:
+        raise WorkerError(
+            f"A worker process died while predicting unlabelled cases for {', '.join(stages)}, most likely because memory ran "
+            f"out with {processes} process(es). The training and the predictions finished so far are kept: set "
+            f"nnUNet_def_n_proc to less and call the same nnUNetv2_train with --val."
+        ) from None
     if trainer.is_ddp:
         dist.barrier()
     if trainer.local_rank == 0:
@@ -188,7 +198,7 @@ def _prediction(folder: Path, case: str) -> Path | None:
 
 def _tasks(trainer: Any, case: str, targets: dict[str, UnlabeledDataset]) -> list[tuple]:
     """Arguments of ``resample_and_save`` for each next stage, with the logits of a case."""
-    dataset = infer_dataset_class(str(trainer.unlabeled.folder))(
+    dataset = trainer.unlabeled.dataset_class()(
         str(trainer.unlabeled.folder), [case], trainer.folder_with_segs_from_previous_stage
     )
     data, _, previous, properties = dataset.load_case(case)
@@ -210,7 +220,7 @@ def _tasks(trainer: Any, case: str, targets: dict[str, UnlabeledDataset]) -> lis
     tasks = []
     for stage, target in targets.items():
         _folder(trainer, stage).mkdir(parents=True, exist_ok=True)
-        dataset_class = infer_dataset_class(str(target.folder))
+        dataset_class = target.dataset_class()
         shape = dataset_class(str(target.folder), [case]).load_case(case)[0].shape[1:]
         tasks.append(
             (

@@ -10,14 +10,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from tqdm import tqdm
 
-from nnunet_caml.unlabeled import (
-    STATE_FOLDER,
-    CaseState,
-    UnlabeledDataError,
-    UnlabeledDataset,
-    file_digest,
-    voxel_digest,
-)
+from nnunet_caml.states import STATE_FOLDER, CaseState, file_digest, voxel_digest
+from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
 
 def check_labeled(dataset: UnlabeledDataset) -> None:

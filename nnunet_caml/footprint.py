@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_caml.attention import AttentionLayer
-from nnunet_caml.networks import checkpoint_activations
+from nnunet_caml.networks import checkpoint_activations, network_of_plans
 
 __all__ = ["LowerBound", "advice", "available_bytes", "describe", "lower_bound", "ways_out"]
 
@@ -52,13 +52,7 @@ def lower_bound(trainer: Any) -> LowerBound:
         inputs[module] = keep(args[0])
 
     with FakeTensorMode():
-        vanilla: Any = trainer.build_network_architecture(
-            trainer.plans_manager,
-            trainer.configuration_manager,
-            trainer.num_input_channels,
-            trainer.label_manager.num_segmentation_heads,
-            trainer.enable_deep_supervision,
-        )
+        vanilla = network_of_plans(trainer)
         if trainer.activation_checkpointing:
             checkpoint_activations(vanilla)
         auxiliary = trainer.build_auxiliary(vanilla)

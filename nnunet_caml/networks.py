@@ -11,6 +11,7 @@ So A follows the plans in everything else (plain and residual encoders, 2-D and 
 supervision), whatever they are.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,20 @@ def unwrap(network: nn.Module) -> nn.Module:
     if isinstance(network, OptimizedModule):
         network = network._orig_mod
     return network
+
+
+def network_of_plans(trainer: Any) -> Any:
+    """A new network of ``trainer``, an ``nnUNetTrainer``, built as its ``initialize`` builds the one that it trains."""
+    build, configuration = trainer.build_network_architecture, trainer.configuration_manager
+    plans: tuple = (trainer.plans_manager, configuration)
+    if "plans_manager" not in inspect.signature(build).parameters:  # the older signature, which nnU-Net 2.8 still takes
+        plans = (
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+        )
+    outputs = trainer.label_manager.num_segmentation_heads
+    return build(*plans, trainer.num_input_channels, outputs, trainer.enable_deep_supervision)
 
 
 def is_compiled(network: nn.Module) -> bool:

@@ -19,7 +19,8 @@ from nnunet_caml.checks import (
     same_files,
 )
 from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
+from nnunet_caml.states import STATE_FOLDER
+from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, UnlabeledDataError, UnlabeledDataset
 
 __all__ = ["prepare", "split_few_cases"]
 

@@ -27,16 +27,8 @@ from tqdm import tqdm
 
 from nnunet_caml.conversion.integrity import damage, finite_in_file
 from nnunet_caml.errors import WorkerError
-from nnunet_caml.unlabeled import (
-    DATASET_KEY,
-    STATE_FOLDER,
-    CaseState,
-    UnlabeledDataError,
-    UnlabeledDataset,
-    read_sources,
-    same_sources,
-    voxel_digest,
-)
+from nnunet_caml.states import STATE_FOLDER, CaseState, read_sources, renewed_sources, voxel_digest
+from nnunet_caml.unlabeled import DATASET_KEY, UnlabeledDataError, UnlabeledDataset
 from nnunet_caml.workers import pool
 
 PROBE_BYTES = 2**22
@@ -239,12 +231,18 @@ def is_leftover(temporary: Path) -> bool:
 
 
 def needs_work(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> bool:
-    """Whether a raw case is not preprocessed yet, or was with other plans or from other files, or is not whole any more."""
+    """Whether a raw case is not preprocessed yet, or was with other plans or from other files, or is not whole any more.
+
+    Raw files whose time has changed are read, and if they are the same, their new time is recorded.
+    """
     state = CaseState.read(dataset.state_file(case))
     if state is None or state.fingerprint != dataset.fingerprint() or state.damaged(dataset.folder):
         return True
     if all(f.is_file() for f in files):
-        return not same_sources(state.sources, files)
+        sources = renewed_sources(state.sources, files)
+        if sources is not None and sources != state.sources:
+            state.renew(dataset.state_file(case), sources)
+        return sources is None
     # A missing raw file is reported when the case is done anew, not when it was done before the file went.
     return any(f.name not in state.sources for f in files)
 
@@ -272,7 +270,9 @@ def preprocess(
     if gone := dataset.follow_raw(raw):
         say(f"{len(gone)} preprocessed case(s) are no longer among the raw ones and are not used any more: {', '.join(gone)}.")
     cases = dict(list(raw.items())[part::parts])
-    todo = [(case, files) for case, files in cases.items() if needs_work(dataset, case, files)]
+    # of a copy of the raw data with other times all files are read
+    looked_at = tqdm(cases.items(), desc="Looking for changed unlabelled cases", unit="case", leave=False, delay=2)
+    todo = [(case, files) for case, files in looked_at if needs_work(dataset, case, files)]
     absent = sorted(
         set(cases) - {case for case, _ in todo} - {c for c, files in cases.items() if all(f.is_file() for f in files)}
     )

@@ -9,7 +9,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -33,6 +32,7 @@ from nnunet_caml.networks import (
     compile_for_each_size,
     copy_matching,
     make_auxiliary,
+    network_of_plans,
     require_unet,
     unwrap,
 )
@@ -118,15 +118,8 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
 
     def build_auxiliary(self, vanilla: nn.Module) -> nn.Module:
         """A, on the CPU or wherever ``vanilla`` is."""
-        vanilla_like: Any = self.build_network_architecture(
-            self.plans_manager,
-            self.configuration_manager,
-            self.num_input_channels,
-            self.label_manager.num_segmentation_heads,
-            self.enable_deep_supervision,
-        )
         auxiliary = make_auxiliary(
-            vanilla_like, self.attention_heads, self.attention_dropout, self.attention, self.attention_downsampling
+            network_of_plans(self), self.attention_heads, self.attention_dropout, self.attention, self.attention_downsampling
         )
         if self.activation_checkpointing:
             checkpoint_activations(auxiliary)
@@ -173,9 +166,8 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             of_labeled = [case for part in self.do_split() for case in part]
             stage = self.configuration_manager.previous_stage_name
             names = with_previous_stage(previous, stage, of_labeled, self.unlabeled, names, self.print_to_log_file)
+        cases = UnlabeledCases(self.unlabeled.dataset_class()(str(self.unlabeled.folder), names, previous))
         labeled, validation = super().get_dataloaders()
-        folder = str(self.unlabeled.folder)
-        cases = UnlabeledCases(infer_dataset_class(folder)(folder, names, previous))
         loader = unlabeled_loader(labeled_loader(labeled), cases, self.unlabeled_per_labeled, self.clean_view)
         unlabeled = like(labeled, loader)
         next(unlabeled)  # starts the workers, as nnU-Net does with its own

@@ -13,28 +13,25 @@ its state file is there and matches the plans; the file is written last. nnU-Net
 import json
 import os
 import re
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from unicodedata import category
-from uuid import uuid4
 
-import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_caml.errors import UserError
+from nnunet_caml.states import SIDECAR, STATE_FOLDER, CaseState
 
 RAW_FOLDER = "imagesUn"
 DATASET_KEY = "unlabeled"
-STATE_FOLDER = ".state"
 #: in it, the states of cases that were taken away from the raw ones
 WITHDRAWN_FOLDER = "withdrawn"
-#: what nnU-Net's reader of 3-D TIFF looks for beside a case's images: CASE.json with the spacing
-SIDECAR = ".json"
 
 
 class UnlabeledDataError(UserError, ValueError):
@@ -242,6 +239,23 @@ class UnlabeledDataset:
         emptied = self.raw_folder is not None and (self.raw_folder / RAW_FOLDER).is_dir()
         return [case for case in done if case in raw] if raw or emptied else done
 
+    def dataset_class(self) -> type[nnUNetBaseDataset]:
+        """nnU-Net's class that reads the preprocessed cases.
+
+        Raises:
+            UnlabeledDataError: There are files among them with which nnU-Net cannot tell.
+        """
+        try:
+            return infer_dataset_class(str(self.folder))
+        except (AssertionError, KeyError):
+            files = [file for file in sorted(self.folder.iterdir()) if file.is_file() and file.suffix not in (".pkl", ".npy")]
+            usual = Counter(file.suffix for file in files).most_common(1)
+            strays = [file.name for file in files if file.suffix not in dict(usual)]
+            raise UnlabeledDataError(
+                f"{self.folder} holds {', '.join(strays)} beside the preprocessed cases, with which nnU-Net cannot tell how "
+                f"they are stored. Remove {'it' if len(strays) == 1 else 'what is no case'}."
+            ) from None
+
     def follow_raw(self, raw: Collection[str]) -> list[str]:
         """Withdraws preprocessed cases that are no longer among the raw ones: no training uses them, with raw data or without.
 
@@ -287,103 +301,3 @@ class UnlabeledDataset:
             **{key: configuration[key] for key in sorted(configuration) if key.startswith("resampling_fn")},
         }
         return sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class CaseState:
-    """What is recorded of a finished case.
-
-    Attributes:
-        fingerprint: Of the plans it was preprocessed with.
-        sources: Of the raw files, see :func:`read_sources`. A raw case whose files differ is done again.
-        content: Digest of the preprocessed voxels: equal for two cases exactly if their voxels are equal.
-        files: Size in bytes of each preprocessed file, by name; none where earlier versions have recorded none.
-    """
-
-    fingerprint: str
-    sources: dict[str, Any]
-    content: str
-    files: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, file: Path) -> "CaseState | None":
-        """The state in ``file``, or ``None`` if there is none or it is not readable as one."""
-        try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def damaged(self, folder: Path) -> list[str]:
-        """Names of the preprocessed files that are missing in ``folder``, or have another size than they were written with."""
-
-        def size(name: str) -> int | None:
-            try:
-                return (folder / name).stat().st_size
-            except FileNotFoundError:
-                return None
-
-        return [name for name, written in self.files.items() if size(name) != written]
-
-    def write(self, file: Path) -> None:
-        """Writes the file as a whole or not at all."""
-        temporary = file.with_name(f".{file.name}.{uuid4().hex}")
-        temporary.write_text(json.dumps(asdict(self), indent=1, sort_keys=True), encoding="utf-8")
-        temporary.replace(file)
-
-
-def source_files(files: Sequence[Path]) -> list[Path]:
-    """Raw files of a case: its images, and the file with their spacing if there is one."""
-    name, is_tiff = re.subn(r"_\d{4}\.tiff?$", SIDECAR, files[0].name, flags=re.IGNORECASE)
-    sidecar = files[0].with_name(name)
-    return [*files, sidecar] if is_tiff and sidecar.is_file() else list(files)
-
-
-def read_sources(files: Sequence[Path]) -> dict[str, list]:
-    """Size in bytes, time of the last change in ns, and digest of each raw file of a case, by name."""
-    described = {}
-    for name, file in _by_name(files).items():
-        status = file.stat()
-        described[name] = [status.st_size, status.st_mtime_ns, file_digest(file)]
-    return described
-
-
-def same_sources(recorded: Mapping[str, Any], files: Sequence[Path]) -> bool:
-    """Whether the raw files of a case are those of :func:`read_sources`. They are read only if their time has changed."""
-    there = _by_name(files)
-    if recorded.keys() != there.keys():
-        return False
-    for name, file in there.items():
-        size, changed, digest = recorded[name] if isinstance(recorded[name], list) else (None, None, None)
-        status = file.stat()
-        if status.st_size != size or (status.st_mtime_ns != changed and file_digest(file) != digest):
-            return False
-    return True
-
-
-def _by_name(files: Sequence[Path]) -> dict[str, Path]:
-    """The raw files of a case by name; channels may have one name in several folders, the second is ``NAME (2)`` then."""
-    found: dict[str, Path] = {}
-    for file in source_files(files):
-        name, number = file.name, 1
-        while name in found:
-            number += 1
-            name = f"{file.name} ({number})"
-        found[name] = file
-    return found
-
-
-def file_digest(file: Path) -> str:
-    """Digest of the bytes of a file."""
-    digest = sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def voxel_digest(data: Any) -> str:
-    """Digest of an array ``(C, *spatial)`` on disk or in memory, read one channel at a time."""
-    digest = sha256(repr(tuple(data.shape)).encode())
-    for channel in range(data.shape[0]):
-        digest.update(np.ascontiguousarray(data[channel]).tobytes())
-    return digest.hexdigest()

@@ -3,7 +3,8 @@
 import json
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import combinations
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from test_unlabeled import dataset
 
 from nnunet_caml import cascade
 from nnunet_caml.cascade import fold_share, with_previous_stage
+from nnunet_caml.errors import WorkerError
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
@@ -131,11 +133,22 @@ def test_the_next_stage_gets_what_v_predicts(workspace: Workspace, make_trainer,
         found = blosc2.open(str(predicted / f"{case}.b2nd"))[:]
         assert (found == expected).mean() > 0.95, "but for near ties: nnU-Net adds up in half precision"
 
+    class Dead(ThreadPoolExecutor):
+        def submit(self, /, *_task: object) -> Future:
+            future: Future = Future()
+            future.set_exception(BrokenProcessPool())
+            return future
+
+    shutil.rmtree(predicted)
+    with monkeypatch.context() as patched:
+        patched.setattr(cascade, "pool", lambda *_arguments: Dead(1))
+        with pytest.raises(WorkerError, match=r"while predicting unlabelled cases .* 1 process.* nnUNet_def_n_proc .* --val"):
+            cascade.predict_for_next_stage(trainer)
+
     def full(*_task: object) -> None:
         raise OSError("the disk is full")
 
     monkeypatch.setattr(cascade, "resample_and_move", full)
-    shutil.rmtree(predicted)
     with pytest.raises(OSError, match="the disk is full"):
         cascade.predict_for_next_stage(trainer)
 

@@ -87,6 +87,20 @@ def test_brats(tmp_path, raw, monkeypatch):
     verify(target, monkeypatch)
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_the_label_of_brats_2020_that_kept_its_old_name(tmp_path, raw, capsys, ending):
+    """It is case 355's in the training data of that year."""
+    source = brats(tmp_path / "source", ending)
+    label = next(source.rglob(f"{NAMES[3]}_seg{ending}"))
+    label.rename(label.with_name(f"W39_1998.09.19_Segm{ending}"))
+    run("brats.py", source, "--dataset-id", 43, "--labeled", "all")
+    assert NAMES[3] in split_of(raw / "Dataset043_BraTS")["labeled"]
+    label.with_name(f"W39_1998.09.19_Segm{ending}").unlink()
+    assert f"{NAMES[3]}_seg{ending} does not exist" in sentence(
+        capsys, "brats.py", source, "--dataset-id", 44, "--labeled", "all"
+    )
+
+
 def test_regions_are_those_of_the_challenge(tmp_path, raw):
     """nnU-Net's own label manager makes whole tumour 1, 2, 4, core 1, 4 and enhancing tumour 4 of the converted labels."""
     import torch

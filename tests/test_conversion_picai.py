@@ -1,6 +1,7 @@
 """PI-CAI: several studies of a patient, and channels on coarser grids."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,29 @@ def test_picai_in_other_folders(tmp_path, raw):
     unlabeled = split_of(raw / "Dataset008_PICAI")["unlabeled"]
     assert "20000_1000000" in unlabeled
     assert len(unlabeled) == 6
+
+
+def test_picai_of_which_a_part_is_not_there_yet(tmp_path, raw, capsys):
+    """The images come in five archives."""
+    source = picai(tmp_path / "source")
+    deep = source / "images" / "public" / "fold0"
+    deep.mkdir(parents=True)
+    for patient in ("10000", "10001"):
+        shutil.move(source / patient, deep / patient)
+    run("picai.py", source, "--dataset-id", 7)
+    assert split_of(raw / "Dataset007_PICAI")["labeled"] == ["_".join(study) for study in STUDIES[:4]]
+    capsys.readouterr()
+    with zipfile.ZipFile(source / "fold2.zip", "w") as archive:
+        for file in sorted((source / "10002").iterdir()):
+            archive.write(file, f"10002/{file.name}")
+            file.unlink()
+    assert "fold2.zip holds 10002_1000003_adc.mha, which is not among the unpacked files" in sentence(
+        capsys, "picai.py", source, "--dataset-id", 8
+    )
+    (source / "fold2.zip").unlink()
+    run("picai.py", source, "--dataset-id", 8)
+    assert "1 label belongs to no image in" in (said := capsys.readouterr().err)
+    assert "10002_1000003" in said
 
 
 def test_picai_complaints(tmp_path, raw, capsys):

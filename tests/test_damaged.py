@@ -1,6 +1,7 @@
 """What is missing or damaged among the unlabelled data once they are preprocessed, and what is said of it."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 from conftest import Workspace
 from test_unlabeled import dataset
 
+from nnunet_caml import states
 from nnunet_caml.cli import main
 from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.unlabeled import CaseState, UnlabeledDataError
+from nnunet_caml.states import CaseState
+from nnunet_caml.unlabeled import UnlabeledDataError
 
 
 def spoil(file: Path, how: str) -> None:
@@ -186,3 +189,30 @@ def test_a_fold_that_few_cases_do_not_have(make_trainer):
     trainer = make_trainer(fold=4)
     with pytest.raises(UnlabeledDataError, match=r"There is no fold 4: 4 labelled cases are split into 4 folds, 0 to 3\."):
         trainer.initialize()
+
+
+def test_raw_files_that_have_other_times_are_read_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """As after a copy of the raw data, which may be hundreds of gigabytes."""
+    d = dataset(workspace)
+    preprocess(d, 1)
+    before = {file: file.stat().st_mtime_ns for file in d.folder.glob(".state/*.json")}
+    for file in (workspace.raw / "imagesUn").iterdir():
+        os.utime(file, ns=(10**18, 10**18))
+    read: list[str] = []
+    digest = states.file_digest
+    monkeypatch.setattr(states, "file_digest", lambda file: read.append(file.name) or digest(file))
+    assert preprocess(d, 1) == 0
+    assert sorted(read) == [f"un_{i}_0000.nii.gz" for i in range(5)]
+    assert preprocess(d, 1) == 0
+    assert len(read) == 5, "and not at every start"
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "predictions of a first stage are not outdated by it"
+
+
+def test_a_stray_file_among_the_preprocessed_cases(workspace: Workspace, make_trainer):
+    """As file managers leave; nnU-Net says that it is unable to infer a variant."""
+    preprocess(dataset(workspace), 1)
+    (dataset(workspace).folder / ".DS_Store").touch()
+    trainer = make_trainer()
+    trainer.initialize()
+    with pytest.raises(UnlabeledDataError, match=r"_unlabeled holds \.DS_Store beside the preprocessed cases.* Remove it"):
+        trainer.get_dataloaders()

@@ -9,8 +9,9 @@ from conftest import Workspace
 
 from nnunet_caml import checkpoints
 from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.states import STATE_FOLDER
 from nnunet_caml.trainer import nnUNetTrainerCAML
-from nnunet_caml.unlabeled import STATE_FOLDER, UnlabeledDataError
+from nnunet_caml.unlabeled import UnlabeledDataError
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_caml.cascade import PREDICTED
 from nnunet_caml.preparation import NUM_FOLDS, SPLIT_SEED
+from nnunet_caml.states import source_files
 from nnunet_caml.trainer import nnUNetTrainerCAML
-from nnunet_caml.unlabeled import source_files
 
 
 def source(thing: object) -> str:

@@ -28,7 +28,8 @@ from nnunet_caml import preprocessing
 from nnunet_caml.checks import cases_without_foreground, check_overlap, labeled_content
 from nnunet_caml.errors import WorkerError
 from nnunet_caml.preprocessing import check_images, needs_work, preprocess, preprocess_case
-from nnunet_caml.unlabeled import STATE_FOLDER, UnlabeledDataError, UnlabeledDataset
+from nnunet_caml.states import STATE_FOLDER
+from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
 
 class OneThread(ThreadPoolExecutor):

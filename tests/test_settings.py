@@ -5,10 +5,12 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_caml import variants
+from nnunet_caml import footprint, variants
 from nnunet_caml.attention import AttentionLayer, CrossSampleMutualAttention
 from nnunet_caml.networks import SharedEncoderAuxiliary, unwrap
+from nnunet_caml.trainer import nnUNetTrainerCAML
 
 
 def test_where_they_arrive(make_trainer, monkeypatch):
@@ -120,3 +122,18 @@ def test_parts_of_variants(make_trainer, name, shared, attention, occ):
     assert isinstance(auxiliary, SharedEncoderAuxiliary) == shared
     assert any(isinstance(m, CrossSampleMutualAttention) for m in auxiliary.modules()) == attention
     assert (trainer.lambda_o > 0) == occ
+
+
+def test_a_network_built_with_the_older_signature(make_trainer, monkeypatch):
+    """nnU-Net 2.8 deprecates it, and still takes it."""
+
+    def build(architecture, settings, imports, channels, outputs, deep_supervision=True):
+        return get_network_from_plans(
+            architecture, settings, imports, channels, outputs, allow_init=True, deep_supervision=deep_supervision
+        )
+
+    monkeypatch.setattr(nnUNetTrainerCAML, "build_network_architecture", staticmethod(build))
+    with pytest.warns(DeprecationWarning, match="old build_network_architecture signature"):
+        (trainer := make_trainer()).initialize()
+    assert isinstance(unwrap(trainer.caml.auxiliary), type(trainer.network))
+    assert footprint.lower_bound(trainer).weights > 0

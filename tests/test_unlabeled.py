@@ -18,14 +18,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_caml.preprocessing import host, is_leftover, preprocess
-from nnunet_caml.unlabeled import (
-    STATE_FOLDER,
-    UnlabeledDataError,
-    UnlabeledDataset,
-    list_folder,
-    read_sources,
-    same_sources,
-)
+from nnunet_caml.states import STATE_FOLDER, read_sources, renewed_sources
+from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset, list_folder
 
 
 def dataset(workspace: Workspace, configuration: str = "3d_tiny") -> UnlabeledDataset:
@@ -221,11 +215,11 @@ def test_spacing_beside_tiff_images(tmp_path: Path):
     cases = list_folder(tmp_path, ".tif", 1)
     assert cases == {case: [tmp_path / f"{case}_0000.tif"] for case in "ab"}
     before = read_sources(cases["a"])
-    assert same_sources(before, cases["a"])
+    assert renewed_sources(before, cases["a"])
     (tmp_path / "a.json").write_text("b.json")
-    assert not same_sources(before, cases["a"]), "another spacing is another image"
+    assert not renewed_sources(before, cases["a"]), "another spacing is another image"
     (tmp_path / "a.json").unlink()
-    assert not same_sources(before, cases["a"]), "and so is none"
+    assert not renewed_sources(before, cases["a"]), "and so is none"
     (tmp_path / "c.json").touch()
     with pytest.raises(UnlabeledDataError, match=r"c\.json is not named like"):
         list_folder(tmp_path, ".tif", 1)

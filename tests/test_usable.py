@@ -12,7 +12,8 @@ from test_unlabeled import dataset
 
 from nnunet_caml.cli import main
 from nnunet_caml.preprocessing import preprocess
-from nnunet_caml.unlabeled import CaseState, UnlabeledDataError, read_sources, same_sources
+from nnunet_caml.states import CaseState, read_sources, renewed_sources
+from nnunet_caml.unlabeled import UnlabeledDataError
 
 
 def test_cases_taken_out_of_the_raw_data_are_not_used(workspace: Workspace):
@@ -115,10 +116,10 @@ def test_a_case_that_has_got_its_label_is_no_longer_unlabelled(workspace: Worksp
 def test_a_file_of_another_size_is_another_file_whatever_its_time(workspace: Workspace):
     file = workspace.raw / "imagesUn/un_0_0000.nii.gz"
     recorded, time = read_sources([file]), file.stat().st_mtime_ns
-    assert same_sources(recorded, [file])
+    assert renewed_sources(recorded, [file])
     file.write_bytes(file.read_bytes() + b" ")
     os.utime(file, ns=(time, time))
-    assert not same_sources(recorded, [file])
+    assert not renewed_sources(recorded, [file])
 
 
 def test_a_state_that_could_not_be_written_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -160,6 +161,6 @@ def test_channels_of_one_name_in_several_folders(tmp_path: Path, changed: int):
         file.parent.mkdir()
         file.write_bytes(b"1234")
     recorded = read_sources(files)
-    assert same_sources(recorded, files)
+    assert renewed_sources(recorded, files)
     files[changed].write_bytes(b"other and longer")
-    assert not same_sources(recorded, files)
+    assert not renewed_sources(recorded, files)
