@@ -1,11 +1,15 @@
 """Checks of the data before any time on a device is spent. Each problem is a sentence with its way out."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
+import nibabel
+import SimpleITK as sitk
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from tqdm import tqdm
@@ -105,6 +109,34 @@ def check_names(unlabeled: Iterable[str], labeled: Iterable[str]) -> None:
             f'and in imagesUn (or the entry "unlabeled" of dataset.json). Remove it from the unlabelled ones; if its label was '
             f"taken away, preprocess the labelled cases again (nnUNetv2_preprocess)."
         )
+
+
+def orientation(properties: Mapping[str, Any]) -> str | None:
+    """Where the axes of an image point to, such as ``"LPS"``, from what nnU-Net's reader has kept; ``None`` if nothing."""
+    if direction := properties.get("sitk_stuff", {}).get("direction"):
+        return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction) if len(direction) == 9 else None
+    # a reader that reorients keeps both
+    stuff = properties.get("nibabel_stuff", {})
+    affine = stuff.get("reoriented_affine", stuff.get("original_affine"))
+    return None if affine is None else "".join(nibabel.aff2axcodes(affine))
+
+
+def other_orientations(labeled: nnUNetBaseDataset, folder: Path, unlabeled: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Unlabelled cases that are stored in an orientation that no labelled one has.
+
+    nnU-Net takes voxels as they are stored: to a network such cases are mirrored or turned.
+
+    Args:
+        labeled: Labelled training cases.
+        folder: Of the preprocessed unlabelled cases.
+        unlabeled: Their identifiers.
+
+    Returns:
+        Their orientations, and those of the labelled cases.
+    """
+    known = {code for case in labeled.identifiers if (code := orientation(labeled.load_case(case)[3]))}
+    codes = {case: orientation(load_pickle(str(folder / f"{case}.pkl"))) for case in unlabeled} if known else {}
+    return {case: code for case, code in codes.items() if code and code not in known}, sorted(known)
 
 
 def same_files(dataset: UnlabeledDataset, unlabeled: Iterable[str], folder: str, pattern: str = "*") -> dict[str, str]:

@@ -128,6 +128,11 @@ def run_export(options: argparse.Namespace) -> int:
     installed = export(options.model_folder, options.out, options.f, options.chk, options.p, options.overwrite)
     print(f"Wrote {options.out}. A stock nnU-Net installs it with\n  nnUNetv2_install_pretrained_model_from_zip {options.out}")
     print(f"as {installed}, over what is there under that name, and predicts with\n  nnUNetv2_predict " + installed.command)
+    if installed.first_stage is not None:
+        print(
+            f"FIRST being the folder of what {installed.first_stage} predicts of IN: this is the second stage of a cascade. "
+            f"Where {installed.first_stage} is not installed, export that model, too."
+        )
     return 0
 
 

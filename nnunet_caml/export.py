@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_caml.unlabeled import DATASET_KEY
 
@@ -38,6 +39,7 @@ class Installed(NamedTuple):
         folds: Folds it has.
         checkpoint: Name of the checkpoint files.
         trainer: Name of nnU-Net's trainer that it will seem to be of.
+        first_stage: Configuration whose predictions it needs, of a cascade's second stage.
     """
 
     dataset: str
@@ -46,6 +48,7 @@ class Installed(NamedTuple):
     folds: tuple[str, ...]
     checkpoint: str
     trainer: str
+    first_stage: str | None
 
     def __str__(self) -> str:
         return f"{self.dataset}/{self.trainer}__{self.plans}__{self.configuration}"
@@ -56,6 +59,7 @@ class Installed(NamedTuple):
         options = f"-d {self.dataset} -c {self.configuration} -f {' '.join(self.folds)} -i IN -o OUT"
         options += "" if self.plans == "nnUNetPlans" else f" -p {self.plans}"
         options += "" if self.trainer == STOCK_TRAINER else f" -tr {self.trainer}"
+        options += "" if self.first_stage is None else " -prev_stage_predictions FIRST"
         return options + ("" if self.checkpoint == "checkpoint_final.pth" else f" -chk {self.checkpoint}")
 
 
@@ -117,7 +121,10 @@ def export(
     plans["plans_name"] = plans_name
     description = without_cases(json.loads((model_folder / "dataset.json").read_text(encoding="utf-8")))
     trainer = check_stock(next(iter(checkpoints.values())), plans, description)
-    installed = Installed(plans["dataset_name"], plans_name, parts[2], tuple(checkpoints), checkpoint_name, trainer)
+    first_stage = PlansManager(plans).get_configuration(parts[2]).previous_stage_name
+    installed = Installed(
+        plans["dataset_name"], plans_name, parts[2], tuple(checkpoints), checkpoint_name, trainer, first_stage
+    )
 
     partial = out.with_name(f".{out.name}.partial")
     try:

@@ -16,6 +16,7 @@ from nnunet_caml.checks import (
     check_names,
     check_overlap,
     check_split,
+    other_orientations,
     same_files,
 )
 from nnunet_caml.preprocessing import preprocess
@@ -130,6 +131,14 @@ def prepare(
         say(
             f"WARNING: {len(same)} unlabelled case(s) have the files of test cases in {unlabeled.raw_folder}/imagesTs: "
             f"{', '.join(f'{case} ({file})' for case, file in same.items())}. Unless this is meant, remove them."
+        )
+    turned, usual = other_orientations(training, unlabeled.folder, usable)
+    if turned:
+        some = [f"{case} ({code})" for case, code in turned.items()]
+        say(
+            f"WARNING: {len(turned)} unlabelled case(s) are stored in another orientation than the labelled ones "
+            f"({', '.join(usual)}): {', '.join(some[:10])}{', ...' if len(some) > 10 else ''}. nnU-Net takes voxels as they "
+            "are stored, so these look mirrored or turned. Unless this is meant, store all in one orientation, or remove these."
         )
     if not raw and (outdated := sorted(set(unlabeled.outdated_cases()) - set(labeled))):
         say(

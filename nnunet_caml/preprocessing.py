@@ -58,11 +58,14 @@ def check_files(case: str, files: Sequence[Path]) -> None:
             raise UnlabeledDataError(f"{file} of unlabelled case {case} {reason}. Replace it or remove the case.")
 
 
-def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) -> None:
+def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) -> str:
     """Reads a raw case and raises :class:`UnlabeledDataError` if it cannot be trained with.
 
     Looked for: unreadable files, a number of channels other than in ``dataset.json``, geometry that differs between
     channels, NaN and infinite voxels, images without any nonzero voxel, two-dimensional images for a 3d configuration.
+
+    Returns:
+        Its shape and spacing, for messages.
     """
     reader = dataset.plans_manager.image_reader_writer_class()
     way_out = "Repair or remove the case."
@@ -113,6 +116,8 @@ def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) ->
             )
     if not any(data.any() for data, _ in single):
         raise UnlabeledDataError(f"Unlabelled case {case} ({files[0]}) is zero everywhere. {way_out}")
+    spacing = ", ".join(f"{value:.4g}" for value in single[0][1]["spacing"])
+    return f"shape {single[0][0].shape[1:]}, spacing ({spacing}) mm"
 
 
 def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> bool:
@@ -130,10 +135,11 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
     # containers may share the number of a process, and the file system
     name = f"{TEMPORARY_PREFIX}{case}@{uuid4().hex[:8]}@{host()}@{os.getpid()}"
     temporary = dataset.folder / STATE_FOLDER / name
+    geometry = ""
     try:
         check_files(case, files)
         sources = read_sources(files)  # of what is read now, even if somebody replaces it meanwhile
-        check_images(case, files, dataset)
+        geometry = f", {check_images(case, files, dataset)}"
         temporary.mkdir(parents=True)
         manager = dataset.configuration_manager
         preprocessor = manager.preprocessor_class(verbose=False)
@@ -167,7 +173,8 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
         if isinstance(error, OSError) and str(error.filename).startswith(str(dataset.folder)):
             raise  # no fault of the case's files
         raise UnlabeledDataError(
-            f"Unlabelled case {case} ({files[0]}) cannot be preprocessed: {type(error).__name__}: {error}"
+            f"Unlabelled case {case} ({files[0]}{geometry}) cannot be preprocessed to the spacing "
+            f"{tuple(dataset.configuration_manager.spacing)} of the plans: {type(error).__name__}: {error}"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

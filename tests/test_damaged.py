@@ -8,10 +8,14 @@ from pathlib import Path
 from time import sleep
 
 import pytest
+import SimpleITK as sitk
 from conftest import Workspace
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from test_unlabeled import dataset
 
 from nnunet_caml import states
+from nnunet_caml.checks import orientation
 from nnunet_caml.cli import main
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.states import CaseState
@@ -216,3 +220,46 @@ def test_a_stray_file_among_the_preprocessed_cases(workspace: Workspace, make_tr
     trainer.initialize()
     with pytest.raises(UnlabeledDataError, match=r"_unlabeled holds \.DS_Store beside the preprocessed cases.* Remove it"):
         trainer.get_dataloaders()
+
+
+def turn(file: Path, direction: tuple[float, ...]) -> None:
+    image = sitk.ReadImage(str(file))
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(file))
+
+
+def test_unlabelled_cases_that_are_stored_in_another_orientation(workspace: Workspace, make_trainer, capsys):
+    """nnU-Net takes voxels as they are stored, so to the networks they are mirrored or turned."""
+    images = workspace.raw / "imagesUn"
+    turn(images / "un_1_0000.nii.gz", (-1, 0, 0, 0, 1, 0, 0, 0, 1))
+    turn(images / "un_3_0000.nii.gz", (0, 1, 0, 0, 0, 1, 1, 0, 0))
+    turn(images / "un_4_0000.nii.gz", (0.96, -0.28, 0, 0.28, 0.96, 0, 0, 0, 1))  # oblique, as many a scan is
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.prepare_unlabeled()
+    said = capsys.readouterr().out
+    assert "WARNING: 2 unlabelled case(s) are stored in another orientation than the labelled ones (LPS): " in said
+    assert "un_1 (RPS), un_3 (" in said
+    assert "un_4" not in said
+    for case in ("un_1", "un_3"):
+        (images / f"{case}_0000.nii.gz").unlink()
+    trainer.prepare_unlabeled()
+    assert "orientation" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("reader", "code"), [(SimpleITKIO, "RPS"), (NibabelIO, "RPS"), (NibabelIOWithReorient, "RAS")])
+def test_orientation_as_each_reader_keeps_it(workspace: Workspace, reader: type, code: str):
+    turn(file := workspace.raw / "imagesUn/un_1_0000.nii.gz", (-1, 0, 0, 0, 1, 0, 0, 0, 1))
+    assert orientation(reader().read_images([str(file)])[1]) == code
+    assert orientation({"spacing": (999, 1, 1)}) is None, "as of a PNG file"
+
+
+@pytest.mark.parametrize("spacing", [1e-5, 1e4])
+def test_a_spacing_that_cannot_be(workspace: Workspace, spacing: float):
+    """As in an image whose geometry was lost; what numpy says of it names no case."""
+    image = sitk.ReadImage(str(file := workspace.raw / "imagesUn/un_2_0000.nii.gz"))
+    image.SetSpacing([spacing] * 3)
+    sitk.WriteImage(image, str(file))
+    said = r"un_2_0000\.nii\.gz, shape \(20, 24, 22\), spacing .* mm\) cannot be preprocessed to the spacing .* of the plans"
+    with pytest.raises(UnlabeledDataError, match=said):
+        preprocess(dataset(workspace), 1)

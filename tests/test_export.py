@@ -230,3 +230,25 @@ def test_a_model_folder_that_is_a_link(model: Path, tmp_path: Path):
     model.rename(elsewhere)
     model.symlink_to(elsewhere, target_is_directory=True)
     assert str(export(model, tmp_path / "model.zip")) == f"{NAME}/nnUNetTrainer__nnUNetPlans__3d_tiny"
+
+
+def test_the_second_stage_of_a_cascade(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """It cannot predict without the first one, which is another model."""
+    second = {
+        **PLANS,
+        "configurations": {**CONFIGURATIONS, "3d_second": {"inherits_from": "3d_tiny", "previous_stage": "3d_tiny"}},
+    }
+    folder = model.rename(model.with_name("nnUNetTrainerCAML__nnUNetPlans__3d_second"))
+    (folder / "plans.json").write_text(json.dumps(second), encoding="utf-8")
+    manager = PlansManager(second)
+    network = nnUNetTrainer.build_network_architecture(manager, manager.get_configuration("3d_second"), 2, 2, True)
+    for file in folder.glob("fold_*/checkpoint_final.pth"):
+        checkpoint = load(file.read_bytes())
+        checkpoint["network_weights"] = network.state_dict()
+        checkpoint["init_args"] = {**checkpoint["init_args"], "plans": second, "configuration": "3d_second"}
+        torch.save(checkpoint, file)
+    assert main(["export", str(folder), str(tmp_path / "model.zip")]) == 0
+    said = capsys.readouterr().out
+    assert f"-d {NAME} -c 3d_second -f 0 1 -i IN -o OUT -prev_stage_predictions FIRST" in said
+    assert "FIRST being the folder of what 3d_tiny predicts of IN" in said
+    assert "export that model, too" in said
