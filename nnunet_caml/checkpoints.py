@@ -12,7 +12,6 @@ companion on disk, whenever a run is killed that has begun in this folder, or wi
 import random
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from textwrap import shorten
 from typing import Any
 
@@ -22,6 +21,9 @@ import torch
 from nnunet_caml.errors import UserError
 from nnunet_caml.learning import MutualLearning
 from nnunet_caml.networks import unwrap
+
+#: of a companion file, see companion_state and save
+PARTS = {"auxiliary", "heads", "memory", "cases", "optimizer", "rng", "run"}
 
 
 class CompanionError(UserError, ValueError):
@@ -107,7 +109,7 @@ def restore_companion(state: dict, caml: MutualLearning, optimizer: torch.optim.
         optimizer.load_state_dict(state["optimizer"])
         if same_cases:
             caml.memory.load_state_dict(state["memory"])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CompanionError(f"was saved with other settings of the trainer ({shorten(str(error), 160)})") from None
     return same_cases
 
@@ -129,8 +131,10 @@ def load_companion(checkpoint: Path, logger: Any, device: torch.device) -> dict:
     try:
         # as nnU-Net loads the checkpoint beside it; those of earlier versions may hold strings of numpy
         state = torch.load(path, map_location=device, weights_only=False)
-    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-        raise CompanionError(f"cannot be read ({shorten(str(error), 160)})") from None
+    except Exception as error:  # a pickle that is damaged calls whatever it names
+        raise CompanionError(f"cannot be read ({type(error).__name__}: {shorten(str(error), 160)})") from None
+    if not isinstance(state, dict) or not state.keys() >= PARTS:
+        raise CompanionError("is no companion of a checkpoint")
     if state.pop("run") != run_token(logger):
         raise CompanionError("belongs to another run")
     return state

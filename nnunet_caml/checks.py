@@ -1,7 +1,8 @@
 """Checks of the data before any time on a device is spent. Each problem is a sentence with its way out."""
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
@@ -139,21 +140,24 @@ def other_orientations(labeled: nnUNetBaseDataset, folder: Path, unlabeled: Iter
     return {case: code for case, code in codes.items() if code and code not in known}, sorted(known)
 
 
-def same_files(dataset: UnlabeledDataset, unlabeled: Iterable[str], folder: str, pattern: str = "*") -> dict[str, str]:
+def same_files(
+    dataset: UnlabeledDataset, unlabeled: Iterable[str], folder: str, cases: Collection[str] | None = None
+) -> dict[str, str]:
     """Unlabelled cases one of whose raw files is, byte by byte, an image elsewhere in the raw data set, and its name there.
 
     Args:
         dataset: Whose recorded digests are used, so that of the other images only those of the same size are read.
         unlabeled: Identifiers of preprocessed unlabelled cases.
         folder: Such as ``imagesTs``. Where it is not there, as on nodes without raw data, nothing is found.
-        pattern: Of the names of its files.
+        cases: Identifiers of those in ``folder`` to compare with; default: all.
     """
     by_size = defaultdict(list)
-    for file in sorted((dataset.raw_folder / folder).glob(pattern)) if dataset.raw_folder else ():
-        if file.is_file() and not file.name.startswith("."):
+    for file in sorted((dataset.raw_folder / folder).glob("*")) if dataset.raw_folder else ():
+        name = re.fullmatch(r"(.+)_\d{4}\..+", file.name)
+        if file.is_file() and not file.name.startswith(".") and (cases is None or (name and name[1] in cases)):
             by_size[file.stat().st_size].append(file)
     found = {}
-    for case in unlabeled:
+    for case in unlabeled if by_size else ():
         state = CaseState.read(dataset.state_file(case))
         for size, _, digest in state.sources.values() if state else ():
             for file in by_size.get(size, ()):
@@ -183,9 +187,8 @@ def check_overlap(dataset: UnlabeledDataset, unlabeled: Sequence[str], validatio
                 f"{dataset.folder / STATE_FOLDER}."
             )
     # with masked normalisation a label changes the voxels of its image
-    for name in validation.identifiers:
-        for case, file in same_files(dataset, unlabeled, "imagesTr", f"{escape(name)}_[0-9][0-9][0-9][0-9].*").items():
-            raise UnlabeledDataError(
-                f"Unlabelled case {case} is the same image as {file}, byte by byte, which this fold validates on. Remove it "
-                f"from the unlabelled cases."
-            )
+    for case, file in same_files(dataset, unlabeled, "imagesTr", set(validation.identifiers)).items():
+        raise UnlabeledDataError(
+            f"Unlabelled case {case} is the same image as {file}, byte by byte, which this fold validates on. Remove it from "
+            f"the unlabelled cases."
+        )

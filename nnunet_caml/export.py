@@ -115,8 +115,8 @@ def export(
         )
     plans = json.loads((model_folder / "plans.json").read_text(encoding="utf-8"))
     plans.pop("continue_training", None)
-    if plans_name is not None and not re.fullmatch(r"[\w.-]+", plans_name):
-        raise ValueError(f"-p {plans_name!r} cannot name plans: use letters, digits, dots, hyphens and underscores.")
+    if plans_name is not None and ("__" in plans_name or not re.fullmatch(r"[\w.-]+", plans_name)):
+        raise ValueError(f"-p {plans_name!r} cannot name plans: use letters, digits, dots, hyphens and single underscores.")
     plans_name = plans_name or parts[1]
     plans["plans_name"] = plans_name
     description = without_cases(json.loads((model_folder / "dataset.json").read_text(encoding="utf-8")))

@@ -14,7 +14,7 @@ from nnunet_caml.consistency import at_least_float32
 class MaskedBatchNorm(nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` over those rows of a fixed-size batch that are valid.
 
-    With all rows valid it equals its parent. With fewer than two, or with infinite ones, the running statistics
+    With all rows valid it equals its parent. With fewer than two, or with infinite ones, the running mean and variance
     stay as they are.
     """
 

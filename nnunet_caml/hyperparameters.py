@@ -144,6 +144,11 @@ class Hyperparameters:
                 f"{self.rampup_fraction:g}, more than the whole training: consistency and OCC end with {reached:.0%} of their "
                 "weight."
             )
+        if (groups := len(vars(self)["optimizer"].param_groups)) > 1:
+            yield (
+                f"{type(self).__name__}: the optimiser of V has {groups} groups of parameters. That of A and the heads has a "
+                "single one, with the learning rate of the first and the defaults for all else."
+            )
         settings = [*_ALLOWED, *_OF_NNUNET]
         for name in vars(self):  # as a constructor sets them
             if name not in settings and not hasattr(type(self), name) and (close := _meant(name, settings, 0.85)):

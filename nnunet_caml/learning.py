@@ -185,7 +185,10 @@ def agreement_counts(predicted_v: Tensor, predicted_a: Tensor, num_classes: int)
 
 
 def same_optimizer(optimizer: Any, parameters: Iterable[nn.Parameter]) -> Any:
-    """An optimiser of ``parameters`` like ``optimizer``, whatever a subclass has configured."""
+    """An optimiser of ``parameters`` of the kind and with the defaults of ``optimizer``, whatever a subclass has configured.
+
+    Its groups of parameters are not followed: there is a single one.
+    """
     # torch keeps more among the defaults of some than their constructors take
     accepted = inspect.signature(type(optimizer)).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())

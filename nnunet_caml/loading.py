@@ -130,6 +130,12 @@ class PairedBatches:
         self.waited_s += perf_counter() - start
         return batch
 
+    def __getattr__(self, name: str) -> Any:
+        """What nnU-Net looks up in a loader, to write it down in ``debug.json``, is that of the labelled one."""
+        if name == "labeled":  # not there yet, as while this is unpickled
+            raise AttributeError(name)
+        return getattr(self.labeled, name)
+
     def finish(self) -> None:
         """Stops worker processes."""
         for augmenter in (self.labeled, self.unlabeled):

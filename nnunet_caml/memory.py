@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnunet_caml.errors import UnsupportedError
+
 
 class MemorySample(NamedTuple):
     """What one step compares its voxels to.
@@ -97,8 +99,15 @@ class MemoryBank(nn.Module):
             embeddings: ``(K, m, D)`` with ``m <= slots``, for each class a uniformly random subset of its voxels in
                 random order; rows from ``counts[k]`` on are ignored. A class with numbers that are not finite is left empty.
             counts: ``(K,)``, correct voxels of each class.
+
+        Raises:
+            UnsupportedError: The case is none of these.
         """
-        index = self.case_index[case]
+        if (index := self.case_index.get(case)) is None:
+            raise UnsupportedError(
+                f"The labelled case {case} is trained with, but do_split does not name it among the training cases, by which "
+                f"the memory is made. A trainer that changes them has to override do_split, not get_tr_and_val_datasets."
+            )
         # A gradient scaler skips a step that overflowed; what it left here would be drawn in later ones.
         finite = embeddings.isfinite().flatten(1).all(1)
         self.embeddings[index, :, : embeddings.shape[1]] = embeddings.nan_to_num(0.0, 0.0, 0.0).to(self.embeddings.dtype)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -215,7 +216,8 @@ class SharedEncoderAuxiliary(nn.Module):
     """A on the encoder of V: own CMA and own decoder, for the cheaper variant with one shared encoder.
 
     The stages down to CMA are those that V has just computed. CMA goes, as ever, to the skip connection and to the next stage,
-    so the stages below it, the cheapest ones, run once more.
+    so the stages below it, the cheapest ones, run once more. Where they have batch normalisation, its running statistics are of
+    V's pass alone.
 
     Args:
         auxiliary: A network made by :func:`make_auxiliary`; its encoder is discarded, its CMA and decoder kept.
@@ -235,8 +237,14 @@ class SharedEncoderAuxiliary(nn.Module):
     def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
         """From the skips of V's encoder to the same outputs as any network of the plans."""
         skips = [*skips[: self.stage], self.attention(skips[self.stage])]
-        for stage in self._encoder[0].stages[self.stage + 1 :]:
+        below = self._encoder[0].stages[self.stage + 1 :]
+        tracking = [m for m in below.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+        for module in tracking:
+            module.track_running_stats = False
+        for stage in below:
             skips.append(stage(skips[-1]))
+        for module in tracking:
+            module.track_running_stats = True
         return self.decoder(skips)
 
 

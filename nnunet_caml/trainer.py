@@ -85,9 +85,15 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         require_unet(vanilla)
         if self.activation_checkpointing:
             checkpoint_activations(vanilla)
+        if self.enable_deep_supervision and self.consistency == "labels" and not isinstance(self.loss, DeepSupervisionWrapper):
+            raise errors.UnsupportedError(
+                f"{type(self).__name__}._build_loss gives a {type(self.loss).__name__}, in which CAML does not find the loss "
+                f"of one resolution. Wrap that in nnU-Net's DeepSupervisionWrapper, or set enable_deep_supervision = False."
+            )
         self.labels = LabelSpace.from_label_manager(self.label_manager)
         auxiliary = self.build_auxiliary(vanilla)
         if self.is_ddp:
+            auxiliary = nn.SyncBatchNorm.convert_sync_batchnorm(auxiliary)  # as nnU-Net does with V
             # it writes the split file if there is none, and another rank would read a half of it
             distributed.on_first_rank(self.do_split, self.local_rank, True)
         training_cases, _ = self.do_split()
@@ -209,7 +215,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self.caml.train()
-        # same schedule as V's, whichever it is
+        # same schedule as that of V's first parameters, whichever it is
         for group in self.auxiliary_optimizer.param_groups:
             group["lr"] = self.optimizer.param_groups[0]["lr"]
         self.iteration = self.current_epoch * self.num_iterations_per_epoch

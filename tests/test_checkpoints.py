@@ -116,3 +116,25 @@ def test_the_random_state_is_that_of_the_first_rank_alone(make_trainer, rank: in
     again.local_rank = rank
     again.on_train_start()
     assert torch.equal(torch.get_rng_state(), saved) == (rank == 0)
+
+
+@pytest.mark.parametrize("wrong", ["stock", "list", "no rng", "one head", "flipped"])
+def test_another_file_under_the_name_of_a_companion(tmp_path: Path, wrong: str):
+    """As after copying the wrong one, or from a damaged disk."""
+    checkpoint, logger = tmp_path / "checkpoint_latest.pth", logger_after(tmp_path, 1)
+    caml, optimizer = learning("a")
+    save(checkpoint, lambda name: torch.save({}, name), companion_state(caml, optimizer), logger)
+    file = companion(checkpoint, 1)
+    state = torch.load(file, weights_only=False)
+    content = {
+        "stock": {"network_weights": {}, "optimizer_state": {}},
+        "list": [1],
+        "no rng": {key: value for key, value in state.items() if key != "rng"},
+        "one head": {**state, "heads": state["heads"][:1]},
+        "flipped": state,
+    }
+    torch.save(content[wrong], file)
+    if wrong == "flipped":  # a letter of a key, which the archive's checksum does not cover for torch
+        file.write_bytes(file.read_bytes().replace(b"auxiliary", b"\xffuxiliary"))
+    with pytest.raises(CompanionError, match=r"companion|cannot be read|other settings"):
+        restore_companion(load_companion(checkpoint, logger, torch.device("cpu")), caml, optimizer)

@@ -10,11 +10,17 @@ import forked
 import pytest
 import torch
 import torch.distributed as dist
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from conftest import NAME, Workspace
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunets
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 from test_cascade import add_cascade
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from nnunet_caml import trainer as module_of_ours
 from nnunet_caml.distributed import average_gradients, on_first_rank
+from nnunet_caml.trainer import nnUNetTrainerCAML
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
@@ -110,3 +116,22 @@ def test_what_ranks_agree_on(tmp_path: Path):
     assert [end[:4] for end in ends] == [[[[2.5, 5.0]], [3.0], [None, None], "by 0"]] * 2
     assert ends[0][4] == "OSError('disk of 0 is full')"
     assert ends[1][4] == "RuntimeError('Rank 0 stopped: OSError: disk of 0 is full')"
+
+
+def test_batch_normalisation_is_that_of_all_ranks(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In A as in V, where nnU-Net sees to it: a rank has a single labelled patch in the first part of many a training."""
+    plans, dataset_json = (load_json(str(workspace.preprocessed / f"{name}.json")) for name in ("nnUNetPlans", "dataset"))
+    kind = type("nnUNetTrainerCAML_BN", (nnUNetTrainerCAML, nnUNetTrainerBN), {"__init__": nnUNetTrainerCAML.__init__})
+    for module, name in ((nnunets, "DDP"), (module_of_ours, "DistributedDataParallel")):  # which take such layers on GPUs only
+        monkeypatch.setattr(module, name, lambda network, device_ids: network)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        trainer = kind({**plans, "continue_training": False}, "3d_tiny", 0, dataset_json)
+        trainer.device = torch.device("cpu")
+        trainer.initialize()
+        for network in (trainer.network, trainer.caml.auxiliary):
+            layers = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+            assert layers
+            assert all(isinstance(m, nn.SyncBatchNorm) for m in layers)
+    finally:
+        dist.destroy_process_group()

@@ -135,6 +135,7 @@ def test_what_cannot_be_written_or_is_no_checkpoint_is_said(model: Path, tmp_pat
         (tmp_path / "model.zip", ["-f", "0", "-chk", "log.txt"], "log.txt cannot be read as a checkpoint ("),
         (tmp_path / "model.zip", ["-f", "0", "-chk", "empty.pth"], "empty.pth cannot be read as a checkpoint ("),
         (tmp_path / "model.zip", ["-f", "0", "-p", "My Plans/x"], "-p 'My Plans/x' cannot name plans"),
+        (tmp_path / "model.zip", ["-f", "0", "-p", "my__plans"], "-p 'my__plans' cannot name plans"),
     ):
         assert main(["export", str(model), str(out), *options]) == 1
         assert sentence in capsys.readouterr().err

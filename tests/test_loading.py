@@ -1,7 +1,9 @@
 """Loaders on their way to worker processes."""
 
+import json
 import multiprocessing
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,3 +88,12 @@ def test_no_worker_outlives_the_training(make_trainer, monkeypatch):
     trainer.logger.log("epoch_end_timestamps", 1.0, 0)
     trainer.on_train_end()
     assert not multiprocessing.active_children()
+
+
+def test_what_nnunet_writes_down_of_its_loaders(make_trainer):
+    """In debug.json, where people look up the augmentation."""
+    trainer = make_trainer()
+    trainer.on_train_start()
+    written = json.loads((Path(trainer.output_folder) / "debug.json").read_text(encoding="utf-8"))
+    for loader in ("dataloader_train", "dataloader_val"):
+        assert f"{loader}.transform" in written

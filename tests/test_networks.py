@@ -24,7 +24,9 @@ from nnunet_caml.networks import (
 ANISOTROPIC = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 1]]
 
 
-def network(kind: str = "PlainConvUNet", dim: int = 3, strides: list | None = None) -> nn.Module:
+def network(
+    kind: str = "PlainConvUNet", dim: int = 3, strides: list | None = None, norm: str = "torch.nn.InstanceNorm{}d"
+) -> nn.Module:
     strides = strides or [[1] * dim, [2] * dim, [2] * dim, [2] * dim, [2] * dim]
     n = len(strides)
     blocks = "n_conv_per_stage" if kind == "PlainConvUNet" else "n_blocks_per_stage"
@@ -37,7 +39,7 @@ def network(kind: str = "PlainConvUNet", dim: int = 3, strides: list | None = No
         blocks: [1] * n,
         "n_conv_per_stage_decoder": [1] * (n - 1),
         "conv_bias": True,
-        "norm_op": f"torch.nn.InstanceNorm{dim}d",
+        "norm_op": norm.format(dim),
         "norm_op_kwargs": {"affine": True},
         "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
@@ -126,6 +128,26 @@ def test_shared_encoder_uses_the_vanilla_one():
     assert not {id(p) for p in a.parameters()} & {id(p) for p in v.parameters()}
     sum(o.sum() for o in outputs).backward()
     assert v.encoder.stages[0][0].convs[0].conv.weight.grad.abs().sum() > 0
+
+
+def test_a_shared_encoder_keeps_the_statistics_of_v():
+    """Batch normalisation below CMA runs for V and for A; V predicts with what it has seen itself."""
+    v = network(norm="torch.nn.BatchNorm3d")
+    tap = FeatureTap(v, skips=True)
+    a = SharedEncoderAuxiliary(make_auxiliary(network(norm="torch.nn.BatchNorm3d"), 4, 0.0, True, 8.0), v.encoder)
+    v(torch.randn(2, 2, 32, 32, 32))
+    before = {name: buffer.clone() for name, buffer in v.encoder.named_buffers()}
+    own = {name: buffer.clone() for name, buffer in a.named_buffers()}
+    first = a(skips := tap.take_skips())
+    assert before
+    for name, buffer in v.encoder.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    assert not all(torch.equal(buffer, own[name]) for name, buffer in a.named_buffers()), "A's decoder has some of its own"
+    stages = v.encoder.stages[a.stage + 1 :]
+    expected = [*skips[: a.stage], a.attention(skips[a.stage])]
+    for stage in stages:
+        expected.append(stage(expected[-1]))
+    torch.testing.assert_close(first[0], a.decoder(expected)[0])
 
 
 @pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])

@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_caml import footprint, variants
+from nnunet_caml import errors, footprint, variants
 from nnunet_caml.attention import AttentionLayer, CrossSampleMutualAttention
 from nnunet_caml.networks import SharedEncoderAuxiliary, unwrap
 from nnunet_caml.trainer import nnUNetTrainerCAML
@@ -137,3 +138,40 @@ def test_a_network_built_with_the_older_signature(make_trainer, monkeypatch):
         (trainer := make_trainer()).initialize()
     assert isinstance(unwrap(trainer.caml.auxiliary), type(trainer.network))
     assert footprint.lower_bound(trainer).weights > 0
+
+
+def test_an_optimiser_of_several_groups(make_trainer, monkeypatch):
+    """Such as a slow body and a fast head for fine-tuning: which group A belongs to nobody has said."""
+
+    def configure(trainer):
+        groups = [{"params": [p], "lr": 1e-4 * 10**i} for i, p in enumerate(list(trainer.network.parameters())[:2])]
+        optimizer = torch.optim.SGD(groups, 1e-2, momentum=0.9)
+        return optimizer, PolyLRScheduler(optimizer, 1e-2, 10)
+
+    monkeypatch.setattr(nnUNetTrainerCAML, "configure_optimizers", configure)
+    (trainer := make_trainer()).initialize()
+    assert "the optimiser of V has 2 groups of parameters" in "".join(trainer.remarks())
+
+
+def test_a_loss_of_ones_own_for_deep_supervision(make_trainer, monkeypatch):
+    """CAML needs the loss of one resolution, which nnU-Net's own wrapper has in it."""
+
+    class Wrapper(torch.nn.Module):
+        def forward(self, outputs, targets):
+            return outputs[0].mean()
+
+    monkeypatch.setattr(nnUNetTrainerCAML, "_build_loss", lambda self: Wrapper())
+    with pytest.raises(errors.UnsupportedError, match=r"_build_loss gives a Wrapper.*DeepSupervisionWrapper.*enable_deep_sup"):
+        make_trainer().initialize()
+    monkeypatch.setattr(nnUNetTrainerCAML, "consistency", "sharpened")
+    make_trainer().initialize()
+
+
+def test_training_cases_that_the_split_does_not_name(make_trainer, monkeypatch):
+    """As of a trainer that overrides ``get_tr_and_val_datasets``."""
+    (trainer := make_trainer()).initialize()
+    channels = unwrap(trainer.network).decoder.seg_layers[-1].in_channels
+    features = torch.randn(1, channels, 4, 4, 4)
+    classes = torch.zeros(1, 4, 4, 4, dtype=torch.long)
+    with pytest.raises(errors.UnsupportedError, match=r"tr_9 .* do_split .*get_tr_and_val_datasets"):
+        trainer.caml.remember(["tr_9"], features, features, classes, classes, classes[:, None])
