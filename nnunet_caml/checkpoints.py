@@ -10,7 +10,7 @@ companion on disk, whenever a run is killed that has begun in this folder, or wi
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -27,7 +27,11 @@ PARTS = {"auxiliary", "heads", "memory", "cases", "optimizer", "rng", "run"}
 
 
 class CompanionError(UserError, ValueError):
-    """Why the companion of a checkpoint is of no use, as the beginning of a sentence. Harmless but for training."""
+    """Why the companion of a checkpoint is of no use, as the end of a sentence. Harmless but for training."""
+
+
+class SettingsError(CompanionError):
+    """The companion is of a trainer with other settings, and intact."""
 
 
 def companion(checkpoint: Path, next_epoch: int) -> Path:
@@ -45,6 +49,34 @@ def remove_companions(checkpoint: Path, keep: Path | None = None) -> None:
     for file in companions(checkpoint):
         if file != keep:
             file.unlink(missing_ok=True)
+
+
+def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What has changed since ``before`` was recorded, such as ``lambda_c (1.0, now 0.5)``; empty if nothing has."""
+    changed = {name: (before[name], value) for name, value in now.items() if name in before and before[name] != value}
+    return ", ".join(f"{name} ({old!r}, now {new!r})" for name, (old, new) in changed.items())
+
+
+def why_not_continued(problem: CompanionError, checkpoint: Path, next_epoch: int, changed: str) -> str:
+    """Sentences on a training that cannot be continued, with the way out.
+
+    Args:
+        problem: With its companion.
+        checkpoint: nnU-Net's file.
+        next_epoch: That it resumes at.
+        changed: From :func:`other_settings`.
+    """
+    file = companion(checkpoint, next_epoch)
+    if isinstance(problem, SettingsError):
+        which = f", {changed}" if changed else ""
+        return (
+            f"{file} {problem}{which}, so this training cannot be continued with the present ones. Put back the settings that "
+            f"it was begun with, or start again without --c."
+        )
+    return (
+        f"{file} {problem}, so the auxiliary network of this training is lost and it cannot be continued. Put back the file, "
+        f"or start again without --c.{go_on_from_best(checkpoint)}"
+    )
 
 
 def go_on_from_best(damaged: Path) -> str:
@@ -99,7 +131,7 @@ def restore_companion(state: dict, caml: MutualLearning, optimizer: torch.optim.
         ``False`` if the memory was left as it is, because it belongs to other labelled cases.
 
     Raises:
-        CompanionError: The networks, the optimiser or the memory were others. Some parts may have been restored by then.
+        SettingsError: The networks, the optimiser or the memory were others. Some parts may have been restored by then.
     """
     same_cases = state["cases"] == list(caml.memory.case_index)
     try:
@@ -110,7 +142,7 @@ def restore_companion(state: dict, caml: MutualLearning, optimizer: torch.optim.
         if same_cases:
             caml.memory.load_state_dict(state["memory"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CompanionError(f"was saved with other settings of the trainer ({shorten(str(error), 160)})") from None
+        raise SettingsError(f"was saved with other settings of the trainer ({shorten(str(error), 160)})") from None
     return same_cases
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import nibabel
 import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from tqdm import tqdm
@@ -19,15 +20,19 @@ from nnunet_caml.states import STATE_FOLDER, CaseState, file_digest, voxel_diges
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
 
+def preprocess_command(dataset: UnlabeledDataset) -> str:
+    """nnU-Net's command that preprocesses the labelled cases."""
+    number = convert_dataset_name_to_id(dataset.plans_manager.dataset_name)  # it takes no name
+    return f"nnUNetv2_preprocess -d {number} -plans_name {dataset.plans_manager.plans_name} -c {dataset.configuration}"
+
+
 def check_labeled(dataset: UnlabeledDataset) -> None:
     """Raises if the labelled cases are not preprocessed, or not as many as ``dataset.json`` says.
 
     Raises:
         UnlabeledDataError: If there are none, or ``numTraining`` does not match.
     """
-    folder = dataset.labeled_folder
-    number = convert_dataset_name_to_id(dataset.plans_manager.dataset_name)  # nnU-Net's command takes no name
-    command = f"nnUNetv2_preprocess -d {number} -plans_name {dataset.plans_manager.plans_name} -c {dataset.configuration}"
+    folder, command = dataset.labeled_folder, preprocess_command(dataset)
     cases = list(folder.glob("*.pkl")) if folder.is_dir() else []
     if not cases:
         raise UnlabeledDataError(f"There are no preprocessed labelled cases in {folder}. Run `{command}` first.")
@@ -109,6 +114,45 @@ def check_names(unlabeled: Iterable[str], labeled: Iterable[str]) -> None:
             f"Case {both[0]} is labelled and unlabelled at the same time ({len(both)} such case(s)): it lies in imagesTr "
             f'and in imagesUn (or the entry "unlabeled" of dataset.json). Remove it from the unlabelled ones; if its label was '
             f"taken away, preprocess the labelled cases again (nnUNetv2_preprocess)."
+        )
+
+
+def of_other_spacing(dataset: UnlabeledDataset, cases: nnUNetBaseDataset) -> list[str]:
+    """Preprocessed cases whose shape is not what nnU-Net's preprocessor makes of their image at the plans' spacing."""
+    other = []
+    for case in cases.identifiers:
+        data, _, _, properties = cases.load_case(case)
+        if (shape := properties.get("shape_after_cropping_and_before_resampling")) is None:
+            continue
+        spacing = [properties["spacing"][axis] for axis in dataset.plans_manager.transpose_forward]
+        target = list(dataset.configuration_manager.spacing)
+        target = [*spacing[: len(spacing) - len(target)], *target]  # 2-D configurations keep the distance of slices
+        if list(data.shape[1:]) != list(compute_new_shape(shape, spacing, target)):
+            other.append(case)
+    return other
+
+
+def check_spacing(dataset: UnlabeledDataset, labeled: nnUNetBaseDataset, unlabeled: Sequence[str]) -> None:
+    """Raises if labelled cases were preprocessed at another spacing than the plans have now, as unlabelled ones are.
+
+    Where unlabelled cases have other shapes as well, a preprocessor or a resampling of the user's own goes by other rules.
+
+    Args:
+        dataset: Where the preprocessed unlabelled cases are.
+        labeled: Labelled cases of either part of the fold.
+        unlabeled: Identifiers of unlabelled cases.
+
+    Raises:
+        UnlabeledDataError: See above.
+    """
+    if "no_resampling" in dataset.configuration_manager.configuration.get("resampling_fn_data", ""):
+        return
+    some = dataset.dataset_class()(str(dataset.folder), list(unlabeled[:5]))
+    if (other := of_other_spacing(dataset, labeled)) and not of_other_spacing(dataset, some):
+        raise UnlabeledDataError(
+            f"{len(other)} labelled case(s), such as {other[0]}, are not preprocessed at the spacing of the present plans, "
+            f"{tuple(dataset.configuration_manager.spacing)}, as the unlabelled ones are. Run `{preprocess_command(dataset)}` "
+            f"again."
         )
 
 

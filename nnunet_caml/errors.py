@@ -7,7 +7,7 @@ those who forgot a file only the latter is of use.
 import sys
 from types import TracebackType
 
-__all__ = ["UnsupportedError", "UserError", "WorkerError", "show_sentences"]
+__all__ = ["StorageError", "UnsupportedError", "UserError", "WorkerError", "show_sentences"]
 
 
 class UserError(Exception):
@@ -16,6 +16,10 @@ class UserError(Exception):
 
 class UnsupportedError(UserError, NotImplementedError):
     """Something that CAML cannot work with, such as a network that is no U-Net."""
+
+
+class StorageError(UserError, OSError):
+    """Something cannot be written: no space is left, or nothing may be written there."""
 
 
 class WorkerError(UserError, RuntimeError):

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from inspect import get_annotations
 from typing import Any
 
+import numpy as np
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_caml.consistency import CONSISTENCIES, rampup
@@ -128,6 +129,12 @@ class Hyperparameters:
         if self.epochs is not None:
             self.num_epochs = self.epochs
 
+    def settings(self) -> dict[str, Any]:
+        """All of them and nnU-Net's own, by name, for a companion file; ``num_epochs`` says what ``epochs`` does."""
+        names = [name for name in (*_ALLOWED, *_OF_NNUNET, "batch_size") if name != "epochs" and hasattr(self, name)]
+        values = {name: getattr(self, name) for name in names}
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
     def remarks(self) -> Iterator[str]:
         """Sentences on settings that are allowed and not likely to be meant, once the trainer is initialised.
 
@@ -144,7 +151,7 @@ class Hyperparameters:
                 f"{self.rampup_fraction:g}, more than the whole training: consistency and OCC end with {reached:.0%} of their "
                 "weight."
             )
-        if (groups := len(vars(self)["optimizer"].param_groups)) > 1:
+        if (groups := len(getattr(vars(self).get("optimizer"), "param_groups", ()))) > 1:
             yield (
                 f"{type(self).__name__}: the optimiser of V has {groups} groups of parameters. That of A and the heads has a "
                 "single one, with the learning rate of the first and the defaults for all else."

@@ -15,6 +15,7 @@ from nnunet_caml.checks import (
     check_labeled,
     check_names,
     check_overlap,
+    check_spacing,
     check_split,
     other_orientations,
     same_files,
@@ -126,6 +127,7 @@ def prepare(
             f'under "{DATASET_KEY}" in dataset.json ({{case: {{"images": [...]}}}}). To train without unlabelled cases, '
             f"use -tr nnUNetTrainer."
         )
+    check_spacing(unlabeled, labeled_class(folder, [*training.identifiers, *validation.identifiers]), usable)
     check_overlap(unlabeled, usable, validation)
     if same := same_files(unlabeled, usable, "imagesTs"):
         say(
@@ -150,5 +152,7 @@ def prepare(
             f"WARNING: the {len(usable)} unlabelled cases are used as they were preprocessed before: there are no raw ones in "
             f"{unlabeled.raw_folder}. To train without them, make an empty folder {RAW_FOLDER} there."
         )
-    say(f"{len(training.identifiers)} labelled and {len(usable)} unlabelled training cases ({done} preprocessed now).")
+    nowhere = "" if raw else f"; no raw ones in {unlabeled.raw_folder or 'nnUNet_raw, which is not set'}"
+    numbers = f"{len(training.identifiers)} labelled and {len(usable)} unlabelled training cases"
+    say(f"{numbers} ({done} preprocessed now{nowhere}).")
     return usable

@@ -26,7 +26,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
 from nnunet_caml.conversion.integrity import damage, finite_in_file
-from nnunet_caml.errors import WorkerError
+from nnunet_caml.errors import StorageError, WorkerError
 from nnunet_caml.states import STATE_FOLDER, CaseState, read_sources, renewed_sources, voxel_digest
 from nnunet_caml.unlabeled import DATASET_KEY, UnlabeledDataError, UnlabeledDataset
 from nnunet_caml.workers import pool
@@ -128,7 +128,8 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
 
     Raises:
         UnlabeledDataError: A sentence that says what is wrong with the case.
-        OSError: What concerns all cases: the disk is full, or the folder may not be written to.
+        StorageError: What concerns all cases: the disk is full.
+        OSError: Likewise: the folder may not be written to.
     """
     if not needs_work(dataset, case, files):
         return False
@@ -164,11 +165,9 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
     except Exception as error:
         if is_full(temporary, error):
             free = shutil.disk_usage(dataset.folder).free
-            raise OSError(
-                errno.ENOSPC,
-                f"no space left while preprocessing unlabelled case {case} ({free / 2**30:.2f} GiB free). The cases "
-                f"finished so far are kept: free some space and start again",
-                str(dataset.folder),
+            raise StorageError(
+                f"There is no space left in {dataset.folder} while preprocessing unlabelled case {case} ({free / 2**30:.2f} "
+                f"GiB free). The cases finished so far are kept: free some space and start again."
             ) from None
         if isinstance(error, OSError) and str(error.filename).startswith(str(dataset.folder)):
             raise  # no fault of the case's files
@@ -271,7 +270,7 @@ def preprocess(
 
     Raises:
         UnlabeledDataError: Naming every case that is no good. All others have been done by then.
-        OSError: If the disk is full, or nothing may be written. What was done until then is kept.
+        StorageError: If the disk is full, or nothing may be written. What was done until then is kept.
     """
     raw = dataset.raw_cases()
     if gone := dataset.follow_raw(raw):
@@ -311,13 +310,13 @@ def preprocess(
     if problems:
         # one and the same thing may be wrong with all of them
         lines = "\n".join(f"  - {line}" for line in dict.fromkeys(str(problems[case]) for case in sorted(problems)))
-        others = "; the others are preprocessed" if len(problems) < len(todo) else ""
-        raise UnlabeledDataError(f"{len(problems)} of {len(todo)} unlabelled cases cannot be used{others}:\n{lines}")
+        others = "; the others are preprocessed" if len(problems) < len(cases) else ""
+        raise UnlabeledDataError(f"{len(problems)} of {len(cases)} unlabelled cases cannot be used{others}:\n{lines}")
     return done
 
 
 def make_writable(state: Path, todo: Sequence[str]) -> None:
-    """Makes the folder of the states of preprocessed cases, or raises ``OSError`` that says which cases it is needed for."""
+    """Makes the folder of the states of preprocessed cases, or raises ``StorageError`` that says which cases need it."""
     probe = state / f"{TEMPORARY_PREFIX}probe@{uuid4().hex[:8]}@{host()}@{os.getpid()}"
     try:
         state.mkdir(parents=True, exist_ok=True)
@@ -327,11 +326,10 @@ def make_writable(state: Path, todo: Sequence[str]) -> None:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         some = ", ".join([*todo[:3], "..."] if len(todo) > 3 else todo)
-        raise OSError(
-            error.errno,
+        raise StorageError(
             f"{len(todo)} unlabelled case(s) ({some}) are not preprocessed yet, or have changed since, and nothing may be "
-            f"written here ({os.strerror(error.errno)}). Run `nnunet-caml preprocess` where it may, or take the case(s) away",
-            str(state.parent),
+            f"written to {state.parent} ({os.strerror(error.errno)}). Run `nnunet-caml preprocess` on a machine, or as a user, "
+            f"that may write there, or take the case(s) away."
         ) from None
 
 

@@ -68,6 +68,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         self.iteration = 0
         self._rng_to_restore: dict | None = None
         self._companion_problem: str | None = None
+        self._changed = ""  # settings, since a continued training was begun
         self._unlabeled_names: list[str] | None = None  # -> prepare_unlabeled
         progress.add_keys(self.logger)
 
@@ -189,12 +190,10 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             super().on_train_start()
             return
         if self._companion_problem is not None:
-            raise checkpoints.CompanionError(
-                f"{self._companion_problem}, so the auxiliary network of this training is lost and it cannot be continued. "
-                f"Put back the file, or the settings, that it was begun with, or start again without --c.{self._way_on}"
-            )
+            raise checkpoints.CompanionError(self._companion_problem)
         self.prepare_unlabeled()
-        self.print_to_log_file("\n".join([*self.remarks(), footprint.advice(self)]))
+        since = f"WARNING: this training was begun with other settings: {self._changed}." if self._changed else ""
+        self.print_to_log_file("\n".join(filter(None, [since, *self.remarks(), footprint.advice(self)])))
         vanilla = unwrap(self.network)
         if self.current_epoch == 0 and not torch.equal(self._untrained, next(vanilla.parameters())):
             copied = copy_matching(vanilla, unwrap(self.caml.auxiliary))
@@ -381,7 +380,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing or self._companion_problem is not None:
             super().save_checkpoint(filename)
             return
-        state = checkpoints.companion_state(self.caml, self.auxiliary_optimizer)
+        state = {**checkpoints.companion_state(self.caml, self.auxiliary_optimizer), "settings": self.settings()}
         checkpoints.save(Path(filename), super().save_checkpoint, state, self.logger)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
@@ -390,9 +389,9 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         progress.add_keys(self.logger)
         try:
             state = checkpoints.load_companion(path := Path(filename_or_checkpoint), self.logger, self.device)
+            self._changed = checkpoints.other_settings(state.get("settings", {}), self.settings())
             if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
                 self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
             self._rng_to_restore = state["rng"]
         except checkpoints.CompanionError as problem:  # no harm for validation; training asks in on_train_start
-            self._companion_problem = f"{checkpoints.companion(path, self.current_epoch)} {problem}"
-            self._way_on = checkpoints.go_on_from_best(path)
+            self._companion_problem = checkpoints.why_not_continued(problem, path, self.current_epoch, self._changed)

@@ -92,12 +92,13 @@ def list_folder(folder: Path, file_ending: str, channels: int) -> dict[str, list
             others.append(file)
         else:
             found[match[1]][int(match[2])] = file
-    for file in others:
-        if file.name.removesuffix(SIDECAR) not in found:
-            raise UnlabeledDataError(
-                f"{file} is not named like nnU-Net's images: expected CASE_0000{file_ending} (the case identifier, "
-                f"the channel in four digits, and the file_ending of dataset.json). Rename it or move it elsewhere."
-            )
+    if strays := [file.name for file in others if file.name.removesuffix(SIDECAR) not in found]:
+        more = f" (and {len(strays) - 1} more: {', '.join(strays[1:6])}{', ...' if len(strays) > 6 else ''})"
+        raise UnlabeledDataError(
+            f"{folder / strays[0]}{more if len(strays) > 1 else ''} is not named like nnU-Net's images: expected "
+            f"CASE_0000{file_ending} (the case identifier, the channel in four digits, and the file_ending of dataset.json). "
+            f"Rename such files or move them elsewhere."
+        )
     of_each = min(channels, max(map(len, found.values()), default=0))
     for case, files in found.items():
         if missing := [c for c in range(of_each) if c not in files]:

@@ -9,13 +9,15 @@ from time import sleep
 
 import pytest
 import SimpleITK as sitk
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 from conftest import Workspace
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from test_unlabeled import dataset
 
 from nnunet_caml import states
-from nnunet_caml.checks import orientation
+from nnunet_caml.checks import of_other_spacing, orientation
 from nnunet_caml.cli import main
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.states import CaseState
@@ -263,3 +265,62 @@ def test_a_spacing_that_cannot_be(workspace: Workspace, spacing: float):
     said = r"un_2_0000\.nii\.gz, shape \(20, 24, 22\), spacing .* mm\) cannot be preprocessed to the spacing .* of the plans"
     with pytest.raises(UnlabeledDataError, match=said):
         preprocess(dataset(workspace), 1)
+
+
+def test_labelled_cases_that_were_preprocessed_before_the_plans_were_changed(workspace: Workspace, make_trainer):
+    """Unlabelled cases follow the plans by themselves, labelled ones do not, so the two would be of different scale."""
+    file = workspace.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text(encoding="utf-8"))
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["spacing"][-1] *= 2
+    file.write_text(json.dumps(plans), encoding="utf-8")
+    (trainer := make_trainer()).initialize()
+    said = r"such as tr_0, are not preprocessed at the spacing of .* Run `nnUNetv2_preprocess -d 101 .*` again"
+    with pytest.raises(UnlabeledDataError, match=said):
+        trainer.prepare_unlabeled()
+    for kind in ("data", "seg"):  # as nnU-Net's planner for no resampling has it
+        configuration |= {f"resampling_fn_{kind}": "no_resampling_hack", f"resampling_fn_{kind}_kwargs": {}}
+    file.write_text(json.dumps(plans), encoding="utf-8")
+    (trainer := make_trainer()).initialize()
+    trainer.prepare_unlabeled()
+
+
+def test_shape_of_cases_at_the_spacing_of_the_plans(workspace: Workspace):
+    d = dataset(workspace)
+    cases = nnUNetDatasetBlosc2(str(d.labeled_folder), ["tr_0", "tr_1"])
+    assert of_other_spacing(d, cases) == []
+    assert of_other_spacing(dataset(workspace, "2d"), cases) == [], "which says nothing of the distance of slices"
+    shutil.copy(d.labeled_folder / "tr_0.pkl", d.labeled_folder / "tr_1.pkl")
+    properties = load_pickle(str(d.labeled_folder / "tr_0.pkl"))
+    write_pickle({**properties, "spacing": [1.5, 1, 2]}, str(d.labeled_folder / "tr_0.pkl"))
+    write_pickle({}, str(d.labeled_folder / "tr_1.pkl"))  # as of a preprocessor that keeps no such thing
+    assert of_other_spacing(d, cases) == ["tr_0"]
+
+
+def test_several_files_with_other_names(workspace: Workspace):
+    for name in ("README.txt", "case.nii.gz", "other_0000.nrrd"):
+        (workspace.raw / "imagesUn" / name).touch()
+    with pytest.raises(
+        UnlabeledDataError, match=r"imagesUn/README\.txt \(and 2 more: case\.nii\.gz, other_0000\.nrrd\) is not"
+    ):
+        dataset(workspace).raw_cases()
+
+
+def test_numbers_are_of_all_cases(workspace: Workspace):
+    """Not of those that are left to do."""
+    file = workspace.raw / "imagesUn/un_2_0000.nii.gz"
+    preprocess(dataset(workspace), 1)
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(UnlabeledDataError, match="1 of 5 unlabelled cases cannot be used; the others are preprocessed"):
+        preprocess(dataset(workspace), 1)
+
+
+def test_where_no_raw_data_is_the_log_says_so(workspace: Workspace, make_trainer, capsys: pytest.CaptureFixture):
+    """Which may be a slip in nnUNet_raw."""
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.prepare_unlabeled()
+    assert "5 unlabelled training cases (5 preprocessed now)." in capsys.readouterr().out
+    shutil.rmtree(workspace.raw)
+    trainer.prepare_unlabeled()
+    assert f"5 unlabelled training cases (0 preprocessed now; no raw ones in {workspace.raw})." in capsys.readouterr().out

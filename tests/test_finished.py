@@ -84,7 +84,8 @@ def test_a_companion_that_does_not_fit_is_no_harm_but_for_training(workspace: Wo
     ):
         trainer = resumed(make_trainer, trained, **settings)
         said = (
-            rf"checkpoint_final_caml_0001\.pth was saved with other settings of the trainer \(.*{reason}.*start again without"
+            rf"_caml_0001\.pth was saved with other settings of the trainer \(.*{reason}.*, {next(iter(settings))} \(.*, now .*"
+            r", so this training cannot be continued with the present ones\. Put back .*start again without --c\.$"
         )
         with pytest.raises(ValueError, match=said):
             trainer.on_train_start()
@@ -98,3 +99,15 @@ def test_a_companion_that_does_not_fit_is_no_harm_but_for_training(workspace: Wo
     checkpoints.companion(trained, 1).unlink()
     with pytest.raises(ValueError, match=r"checkpoint_final_caml_0001\.pth is missing, so"):
         resumed(make_trainer, trained).on_train_start()
+
+
+def test_settings_that_were_changed_since_are_told(make_trainer, trained, capsys: pytest.CaptureFixture):
+    trainer = resumed(make_trainer, trained, lambda_c=0.5)
+    trainer.on_train_start()
+    said = "WARNING: this training was begun with other settings: lambda_c (1.0, now 0.5), num_epochs (1, now 2)."
+    assert said in capsys.readouterr().out
+    state = torch.load(checkpoints.companion(trained, 1), weights_only=True)
+    del state["settings"]
+    torch.save(state, checkpoints.companion(trained, 1))
+    resumed(make_trainer, trained, lambda_c=0.5).on_train_start()
+    assert "other settings" not in capsys.readouterr().out, "as of files of before settings were recorded"
