@@ -90,6 +90,8 @@ def main() -> int:
             print(f"{len(kept.keep(study, work))} files written to {kept.KEPT / work.measured(study.name).name}.")
         else:
             if not options.report:
+                if not shared.is_dir():
+                    raise StudyError(f"{shared} is no folder: say with --shared or NNUNET_CAML_SHARED where the data are.")
                 run(study, work, selected, options.jobs, not options.no_timing)
             shown, figures = selected if options.report else None, kept.KEPT if options.with_kept else None
             print(report.write(study, work, figures, shown, options.against))

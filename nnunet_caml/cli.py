@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -99,6 +100,11 @@ def run_preprocess(options: argparse.Namespace) -> int:
             command += " with the -pl PLANNER or -overwrite_plans_name that makes these plans"
         raise FileNotFoundError(f"{plans_file} does not exist: run {command} first.")
     plans = PlansManager(load_json(str(plans_file)))
+    if not (folder / "dataset.json").is_file():
+        raise FileNotFoundError(
+            f"{folder / 'dataset.json'} does not exist, which nnU-Net's planning puts there: run it again, or copy the file "
+            f"from the raw data set."
+        )
     dataset_json = load_json(str(folder / "dataset.json"))
     problems = []
     for configuration in options.c:
@@ -106,8 +112,8 @@ def run_preprocess(options: argparse.Namespace) -> int:
         cases = dataset.raw_cases()
         if not cases:
             raise ValueError(
-                f"There are no raw unlabelled cases for {plans.dataset_name}: looked for imagesUn/ and for an entry "
-                f'"unlabeled" of dataset.json in {dataset.raw_folder or "$nnUNet_raw, which is not set"}.'
+                f"There are no raw unlabelled cases for {plans.dataset_name}: looked for images in imagesUn/ and for an entry "
+                f'"unlabeled" of dataset.json in {dataset.raw_folder or "$nnUNet_raw, which is not set"}.{dataset.misnamed()}'
             )
         check_names(cases, [file.stem for file in dataset.labeled_folder.glob("*.pkl")])
         try:
@@ -126,7 +132,8 @@ def run_export(options: argparse.Namespace) -> int:
     from nnunet_caml.export import export
 
     installed = export(options.model_folder, options.out, options.f, options.chk, options.p, options.overwrite)
-    print(f"Wrote {options.out}. A stock nnU-Net installs it with\n  nnUNetv2_install_pretrained_model_from_zip {options.out}")
+    file = shlex.quote(str(options.out))
+    print(f"Wrote {options.out}. A stock nnU-Net installs it with\n  nnUNetv2_install_pretrained_model_from_zip {file}")
     print(f"as {installed}, over what is there under that name, and predicts with\n  nnUNetv2_predict " + installed.command)
     if installed.first_stage is not None:
         print(

@@ -23,6 +23,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_caml.errors import StorageError
 from nnunet_caml.unlabeled import DATASET_KEY
 
 STOCK_TRAINER = "nnUNetTrainer"
@@ -139,6 +140,8 @@ def export(
                 if file.name in ("postprocessing.pkl", "postprocessing.json", "summary.json"):
                     archive.write(file, f"{installed}/{file.relative_to(model_folder)}")
         partial.replace(out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror or error}.") from None
     finally:
         partial.unlink(missing_ok=True)
     return installed

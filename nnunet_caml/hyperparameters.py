@@ -198,7 +198,9 @@ _UNKNOWN = "neither nnU-Net nor CAML has a setting of this name."
 
 def _meant(name: str, settings: Iterable[str], cutoff: float) -> str | None:
     """The setting whose name is most like ``name``, if any is like it."""
-    return next(iter(get_close_matches(name, settings, n=1, cutoff=cutoff)), None)
+    by_capitals = {setting.lower(): setting for setting in settings}
+    same = by_capitals.get(name.lower())
+    return same or next(iter(get_close_matches(name, list(by_capitals.values()), n=1, cutoff=cutoff)), None)
 
 
 Rule = tuple[Callable[[Any], bool], str]

@@ -1,5 +1,6 @@
 """What happens to the data before a training starts: the split of few cases, checks, and preprocessing of unlabelled ones."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +44,10 @@ def split_few_cases(folder: str, splits_file: Path, fold: int, say: Callable[[st
         UnlabeledDataError: There is a single labelled case, or there is no such fold.
     """
     cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
-    if len(cases) >= NUM_FOLDS or splits_file.is_file():
+    if len(cases) >= NUM_FOLDS:
+        return
+    there = len(json.loads(splits_file.read_text(encoding="utf-8"))) if splits_file.is_file() else None
+    if there not in (None, len(cases)):  # folds of the user's own
         return
     if len(cases) == 1:
         raise UnlabeledDataError(f"{cases[0]} is the only labelled case, which cannot be split into folds. Train fold `all`.")
@@ -51,6 +55,8 @@ def split_few_cases(folder: str, splits_file: Path, fold: int, say: Callable[[st
         raise UnlabeledDataError(
             f"There is no fold {fold}: {len(cases)} labelled cases are split into {len(cases)} folds, 0 to {len(cases) - 1}."
         )
+    if there is not None:
+        return
     say(f"{len(cases)} labelled cases are split into {len(cases)} folds.")
     # folds that are started together must not read a half of it
     half = splits_file.with_name(f".{splits_file.name}.{uuid4().hex}")
@@ -124,8 +130,8 @@ def prepare(
         raise UnlabeledDataError(
             f"There are no unlabelled cases for {name}. Put images into "
             f"{unlabeled.raw_folder or '$nnUNet_raw/' + name}/{RAW_FOLDER}, named like those in imagesTr, or list them "
-            f'under "{DATASET_KEY}" in dataset.json ({{case: {{"images": [...]}}}}). To train without unlabelled cases, '
-            f"use -tr nnUNetTrainer."
+            f'under "{DATASET_KEY}" in dataset.json ({{case: {{"images": [...]}}}}).{unlabeled.misnamed()} To train without '
+            f"unlabelled cases, use -tr nnUNetTrainer."
         )
     check_spacing(unlabeled, labeled_class(folder, [*training.identifiers, *validation.identifiers]), usable)
     check_overlap(unlabeled, usable, validation)

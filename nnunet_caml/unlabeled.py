@@ -208,6 +208,14 @@ class UnlabeledDataset:
                 )
         return dict(sorted((cases | in_folder).items()))
 
+    def misnamed(self) -> str:
+        """A sentence on a folder of the raw data set that may be meant for unlabelled images, or nothing."""
+        folders = self.raw_folder.iterdir() if self.raw_folder is not None and self.raw_folder.is_dir() else ()
+        for folder in sorted(folders):
+            if folder.name != RAW_FOLDER and re.fullmatch(r"images?[ _-]?un.*", folder.name, re.IGNORECASE) and folder.is_dir():
+                return f" {folder.name} is there: if it is meant, call it {RAW_FOLDER}."
+        return ""
+
     def done_cases(self) -> list[str]:
         """Identifiers of the cases that are preprocessed with the present plans and whose files are there, sorted."""
         return [case for case, damaged in self._recorded().items() if not damaged]

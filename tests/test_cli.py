@@ -44,8 +44,12 @@ def test_preprocess_without_raw_cases_says_where_it_looked(
     shutil.rmtree(workspace.raw / "imagesUn")
     assert main(command) == 1
     said = capsys.readouterr().err
-    assert f"There are no raw unlabelled cases for {NAME}: looked for imagesUn/ and for an entry" in said
+    assert f"There are no raw unlabelled cases for {NAME}: looked for images in imagesUn/ and for an entry" in said
     assert str(workspace.raw) in said
+    assert "is there" not in said
+    (workspace.raw / "imagesUN").mkdir()
+    assert main(command) == 1
+    assert "imagesUN is there: if it is meant, call it imagesUn." in capsys.readouterr().err
     monkeypatch.delenv("nnUNet_raw")
     assert main(command) == 1
     assert "$nnUNet_raw, which is not set" in capsys.readouterr().err
@@ -67,3 +71,9 @@ def test_preprocess_with_options_that_cannot_be(
 ):
     assert main(["preprocess", "-d", "101", *options.split()]) == 1
     assert sentence in capsys.readouterr().err
+
+
+def test_preprocess_where_the_description_of_the_data_set_is_lost(workspace: Workspace, capsys: pytest.CaptureFixture):
+    (workspace.preprocessed / "dataset.json").unlink()
+    assert main(["preprocess", "-d", "101", "-c", "3d_tiny"]) == 1
+    assert "dataset.json does not exist, which nnU-Net's planning puts there: run it again" in capsys.readouterr().err

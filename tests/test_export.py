@@ -135,6 +135,7 @@ def test_what_cannot_be_written_or_is_no_checkpoint_is_said(model: Path, tmp_pat
         (tmp_path / "model.zip", ["-f", "0", "-chk", "log.txt"], "log.txt cannot be read as a checkpoint ("),
         (tmp_path / "model.zip", ["-f", "0", "-chk", "empty.pth"], "empty.pth cannot be read as a checkpoint ("),
         (tmp_path / "model.zip", ["-f", "0", "-p", "My Plans/x"], "-p 'My Plans/x' cannot name plans"),
+        (Path("/proc/model.zip"), [], "/proc/model.zip cannot be written: "),
         (tmp_path / "model.zip", ["-f", "0", "-p", "my__plans"], "-p 'my__plans' cannot name plans"),
     ):
         assert main(["export", str(model), str(out), *options]) == 1
@@ -253,3 +254,8 @@ def test_the_second_stage_of_a_cascade(model: Path, tmp_path: Path, capsys: pyte
     assert f"-d {NAME} -c 3d_second -f 0 1 -i IN -o OUT -prev_stage_predictions FIRST" in said
     assert "FIRST being the folder of what 3d_tiny predicts of IN" in said
     assert "export that model, too" in said
+
+
+def test_the_command_that_is_printed_can_be_pasted(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["export", str(model), str(tmp_path / "my model.zip")]) == 0
+    assert f"nnUNetv2_install_pretrained_model_from_zip '{tmp_path}/my model.zip'" in capsys.readouterr().out

@@ -174,6 +174,14 @@ def test_settings_of_a_constructor(make_trainer):
     ]
 
 
+def test_capitals_count(make_trainer):
+    trainer = make_trainer("nnUNetTrainerCAML")
+    trainer.__class__ = type("Mine", (nnUNetTrainerCAML,), {"lambda_C": 0.5})
+    assert list(trainer.remarks()) == [
+        "Mine.lambda_C: neither nnU-Net nor CAML has a setting of this name. Did you mean lambda_c?"
+    ]
+
+
 def test_an_annotation_does_not_hide_a_slip_of_the_pen(make_trainer):
     trainer = make_trainer("nnUNetTrainerCAML")
     own = {"lamda_c": 0.5, "palette": "viridis", "__annotations__": {"lamda_c": float, "palette": str}}

@@ -358,7 +358,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(workspace: Workspace):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises((OSError, UnlabeledDataError), match="no space left in .* while preprocessing"):
+        with pytest.raises((OSError, UnlabeledDataError), match=r"no space left in .* while preprocessing"):
             preprocess(d, 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
