@@ -76,7 +76,7 @@ def predict_for_next_stage(trainer: Any) -> None:
 
     def to_predict() -> list[str]:
         for dataset in (trainer.unlabeled, *targets.values()):
-            preprocess(dataset, min(default_num_processes, os.cpu_count() or 1))
+            preprocess(dataset, min(default_num_processes, os.cpu_count() or 1), say=trainer.print_to_log_file)
         splits_file = Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json"
         share = fold_share(trainer.unlabeled.usable_cases(), trainer.fold, splits_file)
         for stage, dataset in targets.items():
@@ -282,6 +282,6 @@ def with_previous_stage(
     if missing := sorted(set(unlabeled) - set(usable)):
         say(
             f"WARNING: {len(missing)} unlabelled cases, such as {missing[0]}, have no prediction of the first stage in "
-            f"{folder}, or one of another image, and are left out. {way_out}"
+            f"{folder}, or one of another image, and are left out; {len(usable)} are trained with. {way_out}"
         )
     return usable

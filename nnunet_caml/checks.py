@@ -1,5 +1,6 @@
 """Checks of the data before any time on a device is spent. Each problem is a sentence with its way out."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -184,21 +185,17 @@ def other_orientations(labeled: nnUNetBaseDataset, folder: Path, unlabeled: Iter
     return {case: code for case, code in codes.items() if code and code not in known}, sorted(known)
 
 
-def same_files(
-    dataset: UnlabeledDataset, unlabeled: Iterable[str], folder: str, cases: Collection[str] | None = None
-) -> dict[str, str]:
-    """Unlabelled cases one of whose raw files is, byte by byte, an image elsewhere in the raw data set, and its name there.
+def same_files(dataset: UnlabeledDataset, unlabeled: Iterable[str], files: Iterable[Path]) -> dict[str, str]:
+    """Unlabelled cases one of whose raw files is, byte by byte, one of other images, and its name there.
 
     Args:
         dataset: Whose recorded digests are used, so that of the other images only those of the same size are read.
         unlabeled: Identifiers of preprocessed unlabelled cases.
-        folder: Such as ``imagesTs``. Where it is not there, as on nodes without raw data, nothing is found.
-        cases: Identifiers of those in ``folder`` to compare with; default: all.
+        files: The other images; those that are not there are passed by.
     """
     by_size = defaultdict(list)
-    for file in sorted((dataset.raw_folder / folder).glob("*")) if dataset.raw_folder else ():
-        name = re.fullmatch(r"(.+)_\d{4}\..+", file.name)
-        if file.is_file() and not file.name.startswith(".") and (cases is None or (name and name[1] in cases)):
+    for file in files:
+        if file.is_file():
             by_size[file.stat().st_size].append(file)
     found = {}
     for case in unlabeled if by_size else ():
@@ -208,6 +205,24 @@ def same_files(
                 if file_digest(file) == digest:
                     found[case] = file.name
     return found
+
+
+def raw_images(dataset: UnlabeledDataset, folder: str, cases: Collection[str] | None = None) -> list[Path]:
+    """Image files of the raw data set; none where it is not, as on nodes without raw data.
+
+    Args:
+        dataset: Whose raw folder is meant.
+        folder: ``"imagesTr"``, or the entry ``dataset`` of ``dataset.json`` in its stead where there is one, or ``"imagesTs"``.
+        cases: Identifiers; default: all.
+    """
+    if dataset.raw_folder is None:
+        return []
+    if folder == "imagesTr" and isinstance(entry := dataset.dataset_json.get("dataset"), dict):
+        named = [path for case, value in entry.items() if cases is None or case in cases for path in value["images"]]
+        return [dataset.raw_folder / os.path.expandvars(path) for path in named]
+    files = [file for file in sorted((dataset.raw_folder / folder).glob("*")) if not file.name.startswith(".")]
+    names = {file: re.fullmatch(r"(.+)_\d{4}\..+", file.name) for file in files}
+    return [file for file, name in names.items() if cases is None or (name and name[1] in cases)]
 
 
 def check_overlap(dataset: UnlabeledDataset, unlabeled: Sequence[str], validation: nnUNetBaseDataset) -> None:
@@ -231,7 +246,7 @@ def check_overlap(dataset: UnlabeledDataset, unlabeled: Sequence[str], validatio
                 f"{dataset.folder / STATE_FOLDER}."
             )
     # with masked normalisation a label changes the voxels of its image
-    for case, file in same_files(dataset, unlabeled, "imagesTr", set(validation.identifiers)).items():
+    for case, file in same_files(dataset, unlabeled, raw_images(dataset, "imagesTr", set(validation.identifiers))).items():
         raise UnlabeledDataError(
             f"Unlabelled case {case} is the same image as {file}, byte by byte, which this fold validates on. Remove it from "
             f"the unlabelled cases."

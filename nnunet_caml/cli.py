@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     p.set_defaults(run=run_demo)
 
     options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of torch to itself, as if something were wrong
     try:
         return options.run(options) or 0
     except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
@@ -108,6 +109,10 @@ def run_preprocess(options: argparse.Namespace) -> int:
     dataset_json = load_json(str(folder / "dataset.json"))
     problems = []
     for configuration in options.c:
+        if configuration not in plans.available_configurations:
+            there = ", ".join(plans.available_configurations)
+            problems.append(f"{configuration}: the plans {options.p} have no such configuration, but {there}.")
+            continue
         dataset = UnlabeledDataset.create(plans, configuration, dataset_json)
         cases = dataset.raw_cases()
         if not cases:

@@ -148,8 +148,8 @@ def export(
 
 
 def without_cases(dataset_json: dict) -> dict:
-    """``dataset.json`` without the list of unlabelled cases, whose names and places concern nobody else."""
-    return {key: value for key, value in dataset_json.items() if key != DATASET_KEY}
+    """``dataset.json`` without the lists of unlabelled and of labelled cases, whose names and places concern nobody else."""
+    return {key: value for key, value in dataset_json.items() if key not in (DATASET_KEY, "dataset")}
 
 
 def check_stock(file: Path, plans: dict, dataset_json: dict) -> str:

@@ -19,6 +19,7 @@ from nnunet_caml.checks import (
     check_spacing,
     check_split,
     other_orientations,
+    raw_images,
     same_files,
 )
 from nnunet_caml.preprocessing import preprocess
@@ -135,7 +136,7 @@ def prepare(
         )
     check_spacing(unlabeled, labeled_class(folder, [*training.identifiers, *validation.identifiers]), usable)
     check_overlap(unlabeled, usable, validation)
-    if same := same_files(unlabeled, usable, "imagesTs"):
+    if same := same_files(unlabeled, usable, raw_images(unlabeled, "imagesTs")):
         say(
             f"WARNING: {len(same)} unlabelled case(s) have the files of test cases in {unlabeled.raw_folder}/imagesTs: "
             f"{', '.join(f'{case} ({file})' for case, file in same.items())}. Unless this is meant, remove them."

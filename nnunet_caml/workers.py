@@ -21,7 +21,8 @@ def pool(processes: int) -> ProcessPoolExecutor:
 
 
 def _start(parent: int) -> None:
-    signal.signal(signal.SIGINT, _leave)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of a command that a script has put into the background
+        signal.signal(signal.SIGINT, _leave)
     end_with(parent)
 
 

@@ -77,3 +77,11 @@ def test_preprocess_where_the_description_of_the_data_set_is_lost(workspace: Wor
     (workspace.preprocessed / "dataset.json").unlink()
     assert main(["preprocess", "-d", "101", "-c", "3d_tiny"]) == 1
     assert "dataset.json does not exist, which nnU-Net's planning puts there: run it again" in capsys.readouterr().err
+
+
+def test_preprocess_goes_on_from_a_configuration_that_is_not_planned(workspace: Workspace, capsys: pytest.CaptureFixture):
+    """Many a data set has no 3d_lowres, and one command is typed for all."""
+    assert main(["preprocess", "-d", "101", "-c", "3d_lowres", "3d_tiny", "-np", "1"]) == 1
+    said = capsys.readouterr()
+    assert "3d_tiny: 5 unlabelled cases preprocessed" in said.out
+    assert "3d_lowres: the plans nnUNetPlans have no such configuration, but 2d, 3d_fullres" in said.err

@@ -327,3 +327,24 @@ def test_where_no_raw_data_is_the_log_says_so(workspace: Workspace, make_trainer
     shutil.rmtree(workspace.raw)
     trainer.prepare_unlabeled()
     assert f"5 unlabelled training cases (0 preprocessed now; no raw ones in {workspace.raw})." in capsys.readouterr().out
+
+
+def test_a_validation_image_that_lies_elsewhere(workspace: Workspace, make_trainer):
+    """Named in nnU-Net's entry ``dataset``; with masked normalisation its label has changed its voxels."""
+    archive = workspace.root / "archive"
+    archive.mkdir()
+    shutil.move(workspace.raw / "imagesTr/tr_0_0000.nii.gz", archive / "scan.nii.gz")
+    shutil.copy(archive / "scan.nii.gz", workspace.raw / "imagesUn/leak_0000.nii.gz")
+    for file in (workspace.raw / "dataset.json", workspace.preprocessed / "dataset.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["dataset"] = {"tr_0": {"images": ["../../archive/scan.nii.gz"], "label": "labelsTr/tr_0.nii.gz"}}
+        file.write_text(json.dumps(content), encoding="utf-8")
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.do_split = lambda: (["tr_1", "tr_2", "tr_3"], ["tr_0"])
+    preprocess(trainer.unlabeled, 1)
+    state = CaseState.read(trainer.unlabeled.state_file("leak"))
+    assert state is not None
+    replace(state, content="other voxels").write(trainer.unlabeled.state_file("leak"))
+    with pytest.raises(UnlabeledDataError, match=r"leak is the same image as scan\.nii\.gz, byte by byte"):
+        trainer.prepare_unlabeled()

@@ -259,3 +259,14 @@ def test_the_second_stage_of_a_cascade(model: Path, tmp_path: Path, capsys: pyte
 def test_the_command_that_is_printed_can_be_pasted(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(["export", str(model), str(tmp_path / "my model.zip")]) == 0
     assert f"nnUNetv2_install_pretrained_model_from_zip '{tmp_path}/my model.zip'" in capsys.readouterr().out
+
+
+def test_where_the_labelled_cases_lie_is_not_told_either(model: Path, tmp_path: Path):
+    listed = {**DATASET, "dataset": {"a": {"images": ["/home/me/a.nii.gz"], "label": "/home/me/b.nii.gz"}}}
+    (model / "dataset.json").write_text(json.dumps(listed), encoding="utf-8")
+    for file in model.glob("fold_*/checkpoint_final.pth"):
+        checkpoint = load(file.read_bytes())
+        checkpoint["init_args"]["dataset_json"] = listed
+        torch.save(checkpoint, file)
+    export(model, tmp_path / "model.zip")
+    assert not any(b"/home/me" in content for content in contents(tmp_path / "model.zip").values())
