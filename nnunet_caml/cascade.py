@@ -27,7 +27,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from tqdm import tqdm
 
 from nnunet_caml import checkpoints, distributed
-from nnunet_caml.errors import WorkerError
+from nnunet_caml.errors import WorkerError, read_json
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.states import CaseState
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
@@ -54,7 +54,7 @@ def fold_share(cases: Sequence[str], fold: Any, splits_file: Path) -> list[str]:
     ordered = sorted(cases)
     if fold == "all" or not splits_file.is_file():
         return ordered
-    folds = len(json.loads(splits_file.read_text(encoding="utf-8")))
+    folds = len(read_json(splits_file))
     return [case for case in ordered if int(sha256(case.encode()).hexdigest()[:16], 16) % folds == int(fold) % folds]
 
 
@@ -268,9 +268,10 @@ def with_previous_stage(
             raise UnlabeledDataError(f"Labelled case {case} has no prediction of the first stage in {folder}. {way_out}")
     predicted: dict[str, set[str]] = defaultdict(set)
     for file in Path(folder).parents[1].glob(f"fold_*/{RECORD}"):
-        contents = json.loads(file.read_text(encoding="utf-8")).get("contents", {})
-        for case, content in contents.get(Path(folder).name, {}).items():
-            predicted[case].add(content)
+        record = json.loads(file.read_text(encoding="utf-8"))
+        contents = record.get("contents", {}).get(Path(folder).name, {})
+        for case in record["cases"] if "contents" in record else ():
+            predicted[case].add(contents.get(case, ""))  # none, if a kill came before its prediction
 
     def is_of_another_image(case: str) -> bool:
         state = CaseState.read(dataset.state_file(case))

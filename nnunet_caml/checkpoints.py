@@ -10,7 +10,8 @@ companion on disk, whenever a run is killed that has begun in this folder, or wi
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -23,7 +24,7 @@ from nnunet_caml.learning import MutualLearning
 from nnunet_caml.networks import unwrap
 
 #: of a companion file, see companion_state and save
-PARTS = {"auxiliary", "heads", "memory", "cases", "optimizer", "rng", "run"}
+PARTS = {"auxiliary", "heads", "memory", "cases", "optimizer", "rng", "settings", "run"}
 
 
 class CompanionError(UserError, ValueError):
@@ -49,6 +50,13 @@ def remove_companions(checkpoint: Path, keep: Path | None = None) -> None:
     for file in companions(checkpoint):
         if file != keep:
             file.unlink(missing_ok=True)
+
+
+def tidy_up(folder: Path) -> None:
+    """Removes what a finished training has no use for: companions of ``checkpoint_latest.pth``, and what a kill has left."""
+    remove_companions(folder / "checkpoint_latest.pth")
+    for file in folder.glob("checkpoint_*.pth.partial"):
+        file.unlink(missing_ok=True)
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -112,8 +120,23 @@ def save(checkpoint: Path, save_stock: Callable[[str], None], state: dict, logge
     remove_companions(checkpoint, keep=path)
 
 
-def companion_state(caml: MutualLearning, optimizer: torch.optim.Optimizer) -> dict:
-    """All that a run is made of beside V and nnU-Net's log: A, heads, memory, their optimiser, random numbers."""
+@contextmanager
+def keeping_weight_decay(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
+    """What is loaded inside brings the state of optimisers, but not the weight decay of the training before.
+
+    So a weight decay that was changed since counts, as all other settings do.
+    """
+    before = [(optimizer, [group.get("weight_decay") for group in optimizer.param_groups]) for optimizer in optimizers]
+    try:
+        yield
+    finally:
+        for optimizer, values in before:
+            for group, value in zip(optimizer.param_groups, values, strict=True):
+                group["weight_decay"] = value
+
+
+def companion_state(caml: MutualLearning, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> dict:
+    """All that a run is made of beside V and nnU-Net's log: A, heads, memory, their optimiser, random numbers, settings."""
     return {
         "auxiliary": unwrap(caml.auxiliary).state_dict(),
         "heads": [head.state_dict() for head in caml.heads()],
@@ -121,6 +144,7 @@ def companion_state(caml: MutualLearning, optimizer: torch.optim.Optimizer) -> d
         "cases": list(caml.memory.case_index),
         "optimizer": optimizer.state_dict(),
         "rng": get_rng_state(),
+        "settings": dict(settings),
     }
 
 
@@ -161,9 +185,8 @@ def load_companion(checkpoint: Path, logger: Any, device: torch.device) -> dict:
     if not path.is_file():
         raise CompanionError("is missing")
     try:
-        # as nnU-Net loads the checkpoint beside it; those of earlier versions may hold strings of numpy
-        state = torch.load(path, map_location=device, weights_only=False)
-    except Exception as error:  # a pickle that is damaged calls whatever it names
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # whatever a damaged file leads to
         raise CompanionError(f"cannot be read ({type(error).__name__}: {shorten(str(error), 160)})") from None
     if not isinstance(state, dict) or not state.keys() >= PARTS:
         raise CompanionError("is no companion of a checkpoint")
@@ -204,5 +227,5 @@ def set_rng_state(state: dict) -> None:
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
     if torch.backends.mps.is_available():
-        for numbers in state.get("mps", []):  # which older files lack
+        for numbers in state["mps"]:
             torch.mps.set_rng_state(numbers.cpu())

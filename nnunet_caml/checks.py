@@ -207,6 +207,16 @@ def same_files(dataset: UnlabeledDataset, unlabeled: Iterable[str], files: Itera
     return found
 
 
+def labeled_names(dataset: UnlabeledDataset) -> list[str]:
+    """Identifiers of the labelled cases: of those that are preprocessed, and of raw ones, which may not be yet."""
+    preprocessed = {file.stem for file in dataset.labeled_folder.glob("*.pkl")}
+    ending = dataset.dataset_json["file_ending"]
+    raw = dataset.dataset_json.get("dataset")  # in place of imagesTr, where it is
+    if not isinstance(raw, dict):
+        raw = [re.sub(r"_\d{4}$", "", file.name.removesuffix(ending)) for file in raw_images(dataset, "imagesTr")]
+    return sorted({*preprocessed, *raw})
+
+
 def raw_images(dataset: UnlabeledDataset, folder: str, cases: Collection[str] | None = None) -> list[Path]:
     """Image files of the raw data set; none where it is not, as on nodes without raw data.
 

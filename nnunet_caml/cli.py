@@ -77,14 +77,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_preprocess(options: argparse.Namespace) -> int:
     """``nnunet-caml preprocess``."""
-    from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.paths import nnUNet_preprocessed
     from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_caml.checks import check_names
+    from nnunet_caml.checks import check_names, labeled_names
+    from nnunet_caml.errors import read_json
     from nnunet_caml.preprocessing import preprocess
-    from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
+    from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset, read_dataset_json
 
     if options.np < 1:
         raise ValueError(f"-np must be at least 1, got {options.np}")
@@ -100,13 +100,13 @@ def run_preprocess(options: argparse.Namespace) -> int:
         if options.p != "nnUNetPlans":
             command += " with the -pl PLANNER or -overwrite_plans_name that makes these plans"
         raise FileNotFoundError(f"{plans_file} does not exist: run {command} first.")
-    plans = PlansManager(load_json(str(plans_file)))
+    plans = PlansManager(read_json(plans_file))
     if not (folder / "dataset.json").is_file():
         raise FileNotFoundError(
             f"{folder / 'dataset.json'} does not exist, which nnU-Net's planning puts there: run it again, or copy the file "
             f"from the raw data set."
         )
-    dataset_json = load_json(str(folder / "dataset.json"))
+    dataset_json = read_dataset_json(folder / "dataset.json")
     problems = []
     for configuration in options.c:
         if configuration not in plans.available_configurations:
@@ -120,7 +120,7 @@ def run_preprocess(options: argparse.Namespace) -> int:
                 f"There are no raw unlabelled cases for {plans.dataset_name}: looked for images in imagesUn/ and for an entry "
                 f'"unlabeled" of dataset.json in {dataset.raw_folder or "$nnUNet_raw, which is not set"}.{dataset.misnamed()}'
             )
-        check_names(cases, [file.stem for file in dataset.labeled_folder.glob("*.pkl")])
+        check_names(cases, labeled_names(dataset))
         try:
             done = preprocess(dataset, options.np, options.part_id, options.num_parts)
         except UnlabeledDataError as error:  # of some cases, which are no obstacle to the next configuration

@@ -4,10 +4,13 @@ nnU-Net's commands let errors through, and Python shows where in the code they w
 those who forgot a file only the latter is of use.
 """
 
+import json
 import sys
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-__all__ = ["StorageError", "UnsupportedError", "UserError", "WorkerError", "show_sentences"]
+__all__ = ["FileContentError", "StorageError", "UnsupportedError", "UserError", "WorkerError", "read_json", "show_sentences"]
 
 
 class UserError(Exception):
@@ -24,6 +27,22 @@ class StorageError(UserError, OSError):
 
 class WorkerError(UserError, RuntimeError):
     """A worker process has ended before its work was done, most likely because memory ran out."""
+
+
+class FileContentError(UserError, ValueError):
+    """A file does not hold what it should."""
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file, which users may have written, edited or copied by hand.
+
+    Raises:
+        FileContentError: It is no JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise FileContentError(f"{file} is no valid JSON ({error}). Correct it, or make or copy it again.") from None
 
 
 def show_sentences() -> None:

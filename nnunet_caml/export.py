@@ -23,7 +23,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_caml.errors import StorageError
+from nnunet_caml.errors import StorageError, read_json
 from nnunet_caml.unlabeled import DATASET_KEY
 
 STOCK_TRAINER = "nnUNetTrainer"
@@ -106,7 +106,8 @@ def export(
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists. Choose another name or add --overwrite.")
     if folds is None:
-        folds = [f.name[len("fold_") :] for f in sorted(model_folder.glob("fold_*")) if (f / checkpoint_name).is_file()]
+        trained = [f.parent.name for f in sorted(model_folder.glob(f"fold_*/{checkpoint_name}"))]
+        folds = [name[len("fold_") :] for name in trained if re.fullmatch(r"fold_(all|\d+)", name)]  # no fold_0_backup
     checkpoints = {fold: model_folder / f"fold_{fold}" / checkpoint_name for fold in folds}
     absent = [str(file) for file in checkpoints.values() if not file.is_file()]
     if absent or not checkpoints:
@@ -114,13 +115,13 @@ def export(
             f"{absent[0] if absent else f'fold_*/{checkpoint_name} in {model_folder}'} does not exist: "
             f"that fold is not trained to the end, or -f or -chk is wrong."
         )
-    plans = json.loads((model_folder / "plans.json").read_text(encoding="utf-8"))
+    plans = read_json(model_folder / "plans.json")
     plans.pop("continue_training", None)
     if plans_name is not None and ("__" in plans_name or not re.fullmatch(r"[\w.-]+", plans_name)):
         raise ValueError(f"-p {plans_name!r} cannot name plans: use letters, digits, dots, hyphens and single underscores.")
     plans_name = plans_name or parts[1]
     plans["plans_name"] = plans_name
-    description = without_cases(json.loads((model_folder / "dataset.json").read_text(encoding="utf-8")))
+    description = without_cases(read_json(model_folder / "dataset.json"))
     trainer = check_stock(next(iter(checkpoints.values())), plans, description)
     first_stage = PlansManager(plans).get_configuration(parts[2]).previous_stage_name
     installed = Installed(

@@ -106,6 +106,7 @@ def available_bytes(device: torch.device) -> int | None:
 def ways_out(trainer: Any) -> str:
     """A sentence: what makes a step need less memory, but for what this trainer does already."""
     ways = {
+        "attention_downsampling = 8": trainer.attention and trainer.attention_downsampling < 8,
         "a subclass with activation_checkpointing = True": not trainer.activation_checkpointing,
         "unlabeled_per_labeled = 1": trainer.unlabeled_per_labeled > 1,
         # whose A has no view of its own

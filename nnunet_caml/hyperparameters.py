@@ -131,8 +131,12 @@ class Hyperparameters:
 
     def settings(self) -> dict[str, Any]:
         """All of them and nnU-Net's own, by name, for a companion file; ``num_epochs`` says what ``epochs`` does."""
-        names = [name for name in (*_ALLOWED, *_OF_NNUNET, "batch_size") if name != "epochs" and hasattr(self, name)]
+        names = [name for name in (*_ALLOWED, *_OF_NNUNET) if name != "epochs" and hasattr(self, name)]
         values = {name: getattr(self, name) for name in names}
+        trainer: Any = self
+        values["batch_size"] = trainer.configuration_manager.batch_size
+        if trainer.is_ddp:  # each process has its own, of its part of the batch
+            del values["oversample_foreground_percent"]
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
     def remarks(self) -> Iterator[str]:

@@ -5,18 +5,23 @@ view takes those of the geometry. Patches are drawn anywhere in the case, becaus
 """
 
 import copy
+import os
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from torch import Tensor
 
 from nnunet_caml.errors import WorkerError
 from nnunet_caml.views import TwoViews
+from nnunet_caml.workers import end_with
 
 
 class UnlabeledCases:
@@ -65,7 +70,16 @@ def unlabeled_loader(
     # With an ignore label nnU-Net draws patches around annotated voxels. There are none here.
     loader.has_ignore = False
     loader.was_initialized = False
+    # the first thing that a worker process does with it
+    loader.set_thread_id = partial(_begin_worker, loader, os.getpid())
     return loader
+
+
+def _begin_worker(loader: nnUNetDataLoader, parent: int, number: int) -> None:
+    """Nobody would tell a worker if the training were killed, and it would hold its memory for ever."""
+    if os.getpid() != parent:
+        end_with(parent)
+    type(loader).set_thread_id(loader, number)
 
 
 def like(augmenter: Any, loader: nnUNetDataLoader) -> Any:
@@ -90,7 +104,10 @@ def require_workers(augmenter: Any) -> None:
 
     Nothing may be asked of it for hundreds of epochs, so that nobody would notice.
     """
-    if isinstance(augmenter, NonDetMultiThreadedAugmenter) and augmenter.abort_event and augmenter.abort_event.is_set():
+    if not isinstance(augmenter, NonDetMultiThreadedAugmenter):
+        return
+    has_noticed = augmenter.abort_event is not None and augmenter.abort_event.is_set()
+    if has_noticed or not augmenter.initialized:  # which it is no more when it has said so itself
         augmenter._finish()
         raise WorkerError(
             'A worker process that loads unlabelled patches has ended. If it said why, that stands above, behind "Exception in '
@@ -123,10 +140,13 @@ class PairedBatches:
     def __next__(self) -> dict:
         start = perf_counter()
         batch = dict(next(self.labeled))
+        require_workers(self.unlabeled)
         if self.wanted():
-            batch["unlabeled"] = next(self.unlabeled)["data"]
-        else:
-            require_workers(self.unlabeled)
+            try:
+                batch["unlabeled"] = next(self.unlabeled)["data"]
+            except RuntimeError:  # as of batchgenerators, if a worker ends meanwhile
+                require_workers(self.unlabeled)
+                raise
         self.waited_s += perf_counter() - start
         return batch
 
@@ -141,3 +161,18 @@ class PairedBatches:
         for augmenter in (self.labeled, self.unlabeled):
             if isinstance(augmenter, NonDetMultiThreadedAugmenter):
                 augmenter._finish()
+
+
+def on_device(batch: dict, device: torch.device) -> tuple[Tensor, Any]:
+    """Images and target of a batch of :class:`PairedBatches` on the device.
+
+    Returns:
+        Images ``(B_l + B_u, C, *patch)``, labelled first; with twice the channels, V's view before A's, if the unlabelled ones
+        have two, which are the same for labelled ones. And the target, a list with deep supervision.
+    """
+    parts = [batch[k].to(device, non_blocking=True) for k in ("data", "unlabeled") if k in batch]
+    parts[0] = torch.cat([parts[0]] * (parts[-1].shape[1] // parts[0].shape[1]), 1)
+    target = batch["target"]
+    if isinstance(target, list):
+        return torch.cat(parts), [t.to(device, non_blocking=True) for t in target]
+    return torch.cat(parts), target.to(device, non_blocking=True)

@@ -1,6 +1,5 @@
 """What happens to the data before a training starts: the split of few cases, checks, and preprocessing of unlabelled ones."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from nnunet_caml.checks import (
     raw_images,
     same_files,
 )
+from nnunet_caml.errors import read_json
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.states import STATE_FOLDER
 from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, UnlabeledDataError, UnlabeledDataset
@@ -47,7 +47,7 @@ def split_few_cases(folder: str, splits_file: Path, fold: int, say: Callable[[st
     cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
     if len(cases) >= NUM_FOLDS:
         return
-    there = len(json.loads(splits_file.read_text(encoding="utf-8"))) if splits_file.is_file() else None
+    there = len(read_json(splits_file)) if splits_file.is_file() else None
     if there not in (None, len(cases)):  # folds of the user's own
         return
     if len(cases) == 1:

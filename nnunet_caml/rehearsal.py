@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from nnunet_caml.checkpoints import get_rng_state, set_rng_state
 from nnunet_caml.errors import UserError
 from nnunet_caml.footprint import ways_out
+from nnunet_caml.loading import on_device
 from nnunet_caml.networks import is_compiled, unwrap
 
 __all__ = ["future_state", "rehearse", "rehearse_on_gpu"]
@@ -58,7 +59,7 @@ def rehearse(trainer: Any) -> None:
         batch = next(trainer.dataloader_train.labeled)
         data = batch["data"]
         views = torch.cat([data] * (1 + trainer.clean_view), 1)
-        images, target = trainer.on_device({**batch, "unlabeled": torch.cat([views] * trainer.unlabeled_per_labeled)})
+        images, target = on_device({**batch, "unlabeled": torch.cat([views] * trainer.unlabeled_per_labeled)}, device)
         kept = [future_state(optimizer) for optimizer in optimizers]
         step(trainer, images, target, list(batch["keys"]))
         del kept

@@ -24,7 +24,7 @@ from nnunet_caml.copy_paste import view_of_v
 from nnunet_caml.hyperparameters import Hyperparameters
 from nnunet_caml.labels import LabelSpace
 from nnunet_caml.learning import MutualLearning, agreement_counts, first, has_gradients, same_optimizer
-from nnunet_caml.loading import PairedBatches, UnlabeledCases, labeled_loader, like, unlabeled_loader
+from nnunet_caml.loading import PairedBatches, UnlabeledCases, labeled_loader, like, on_device, unlabeled_loader
 from nnunet_caml.networks import (
     FeatureTap,
     SharedEncoderAuxiliary,
@@ -68,7 +68,8 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         self.iteration = 0
         self._rng_to_restore: dict | None = None
         self._companion_problem: str | None = None
-        self._changed = ""  # settings, since a continued training was begun
+        self._begun_with: dict[str, Any] = {}  # settings of a continued training
+        self._changed = ""  # those of them that are others now
         self._unlabeled_names: list[str] | None = None  # -> prepare_unlabeled
         progress.add_keys(self.logger)
 
@@ -209,7 +210,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if isinstance(self.dataloader_train, PairedBatches):
             self.dataloader_train.finish()
         if self.local_rank == 0:  # who has just written the final checkpoint
-            checkpoints.remove_companions(Path(self.output_folder) / "checkpoint_latest.pth")
+            checkpoints.tidy_up(Path(self.output_folder))
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -238,7 +239,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         Returns:
             Values for the log. ``loss`` is V's supervised loss, which compares to nnU-Net's validation loss.
         """
-        images, target = self.on_device(batch)
+        images, target = on_device(batch, self.device)
         for optimizer in (self.optimizer, self.auxiliary_optimizer):
             optimizer.zero_grad(set_to_none=True)
         # as in nnUNetTrainer.train_step: mixed precision on CUDA only
@@ -256,15 +257,6 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         values = torch.stack([*(v.detach().float() for v in losses.values()), self.caml.memory.fill()])
         numbers = torch.cat((values, counts.flatten())).cpu().numpy()  # the only wait for the device
         return {**dict(zip(names, numbers, strict=False)), "agreement": numbers[len(names) :].reshape(counts.shape)}
-
-    def on_device(self, batch: dict) -> tuple[Tensor, Any]:
-        """Images and target of a batch as :meth:`losses` takes them, on the device."""
-        parts = [batch[k].to(self.device, non_blocking=True) for k in ("data", "unlabeled") if k in batch]
-        parts[0] = torch.cat([parts[0]] * (parts[-1].shape[1] // parts[0].shape[1]), 1)
-        target = batch["target"]
-        if isinstance(target, list):
-            return torch.cat(parts), [t.to(self.device, non_blocking=True) for t in target]
-        return torch.cat(parts), target.to(self.device, non_blocking=True)
 
     def losses(self, images: Tensor, target: Any, cases: list[str]) -> tuple[dict[str, Tensor], Tensor]:
         """All losses of one step, unweighted, and the agreement of V and A.
@@ -380,17 +372,24 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing or self._companion_problem is not None:
             super().save_checkpoint(filename)
             return
-        state = {**checkpoints.companion_state(self.caml, self.auxiliary_optimizer), "settings": self.settings()}
+        state = checkpoints.companion_state(self.caml, self.auxiliary_optimizer, self._begun_with or self.settings())
         checkpoints.save(Path(filename), super().save_checkpoint, state, self.logger)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Restores V by nnU-Net and all else from the companion file, if it is there."""
-        super().load_checkpoint(filename_or_checkpoint)
-        progress.add_keys(self.logger)
+        if not self.was_initialized:
+            self.initialize()
+        self._companion_problem, self._begun_with, self._changed = None, {}, ""
+        path = Path(filename_or_checkpoint)
         try:
-            state = checkpoints.load_companion(path := Path(filename_or_checkpoint), self.logger, self.device)
-            self._changed = checkpoints.other_settings(state.get("settings", {}), self.settings())
-            if not checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer):
+            with checkpoints.keeping_weight_decay(self.optimizer, self.auxiliary_optimizer):
+                super().load_checkpoint(filename_or_checkpoint)
+                progress.add_keys(self.logger)
+                state = checkpoints.load_companion(path, self.logger, self.device)
+                self._begun_with = state["settings"]
+                self._changed = checkpoints.other_settings(self._begun_with, self.settings())
+                same_cases = checkpoints.restore_companion(state, self.caml, self.auxiliary_optimizer)
+            if not same_cases:
                 self.print_to_log_file("The split has changed since the checkpoint was saved: the memory starts empty.")
             self._rng_to_restore = state["rng"]
         except checkpoints.CompanionError as problem:  # no harm for validation; training asks in on_train_start

@@ -25,11 +25,13 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_caml.errors import UserError
+from nnunet_caml.errors import UserError, read_json
 from nnunet_caml.states import SIDECAR, STATE_FOLDER, CaseState
 
 RAW_FOLDER = "imagesUn"
 DATASET_KEY = "unlabeled"
+#: nnU-Net's normalisation schemes that look at nothing but the image
+NORMALIZED_BY_IMAGE = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 #: in it, the states of cases that were taken away from the raw ones
 WITHDRAWN_FOLDER = "withdrawn"
 
@@ -47,12 +49,10 @@ def read_dataset_json(file: Path) -> dict:
     """``dataset.json`` of a raw data set, which users write and edit by hand.
 
     Raises:
-        UnlabeledDataError: It is no JSON, or lacks what says how images are named.
+        FileContentError: It is no JSON.
+        UnlabeledDataError: It lacks what says how images are named.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise UnlabeledDataError(f"{file} is no valid JSON ({error}). Correct it.") from None
+    content = read_json(file)
     for kind, *keys in ((str, "file_ending"), (dict, "channel_names", "modality")):
         if not isinstance(content, dict) or not any(isinstance(content.get(key), kind) for key in keys):
             raise UnlabeledDataError(f'{file} lacks the entry "{keys[0]}" as nnU-Net wants it. Correct it.')
@@ -299,6 +299,8 @@ class UnlabeledDataset:
         """Digest of everything in the plans that the preprocessed voxels depend on."""
         plans, manager = self.plans_manager, self.configuration_manager
         configuration = manager.configuration
+        # with another label, the intensities in the foreground are others, and thousands of scans need not be done again for it
+        by_image_alone = set(manager.normalization_schemes) <= NORMALIZED_BY_IMAGE
         relevant = {
             "preprocessor": manager.preprocessor_name,
             "reader": plans.plans["image_reader_writer"],
@@ -306,7 +308,7 @@ class UnlabeledDataset:
             "spacing": manager.spacing,
             "normalization_schemes": manager.normalization_schemes,
             "use_mask_for_norm": manager.use_mask_for_norm,
-            "intensities": plans.foreground_intensity_properties_per_channel,
+            "intensities": None if by_image_alone else plans.foreground_intensity_properties_per_channel,
             **{key: configuration[key] for key in sorted(configuration) if key.startswith("resampling_fn")},
         }
         return sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()

@@ -256,3 +256,46 @@ def test_cases_without_a_prediction(workspace: Workspace, tmp_path: Path):
         with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0", "tr_9"], target, ["un_0"], said.append)
     with pytest.raises(UnlabeledDataError, match="No unlabelled case"):
         with_previous_stage(str(tmp_path), "3d_lowres", ["tr_0"], target, ["un_1"], said.append)
+
+
+def test_a_fold_beyond_those_of_the_file(tmp_path: Path):
+    """nnU-Net trains it on a split at random; the cases that it predicts are those of one of the others."""
+    cases = [f"case{i:02d}" for i in range(11)]
+    (splits := tmp_path / "splits_final.json").write_text(json.dumps([{}] * 3))
+    assert fold_share(cases, 4, splits) == fold_share(cases, 1, splits) != []
+
+
+def test_a_kill_before_the_predictions_leaves_the_old_ones_out(workspace: Workspace, make_trainer, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from test_cascade import make_tiny_the_first_stage
+
+    make_tiny_the_first_stage(workspace.preprocessed / "nnUNetPlans.json")
+    monkeypatch.setattr(cascade, "pool", lambda *_arguments: ThreadPoolExecutor(1))
+    trainer = make_trainer(fold="all")
+    trainer.initialize()
+    trainer.logger.log("epoch_end_timestamps", 1.0, 0)
+    cascade.predict_for_next_stage(trainer)
+    target = UnlabeledDataset.create(trainer.plans_manager, "3d_cascade_fullres", trainer.dataset_json)
+    folder = str(Path(trainer.output_folder_base) / "predicted_next_stage" / "3d_cascade_fullres")
+    write_image(blobs(301)[0], workspace.raw / "imagesUn/un_2_0000.nii.gz")
+
+    def killed(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cascade, "_tasks", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cascade.predict_for_next_stage(trainer)
+    cases = [f"un_{i}" for i in range(5)]
+    assert with_previous_stage(folder, "3d_tiny", [], target, cases, lambda _: None) == ["un_0", "un_1", "un_3", "un_4"]
+
+
+def test_predictions_of_which_no_contents_were_recorded(workspace: Workspace):
+    """As before they were recorded."""
+    d = dataset(workspace)
+    preprocess(d, 1)
+    folder = workspace.root / "model" / "predicted_next_stage" / "3d_cascade_fullres"
+    folder.mkdir(parents=True)
+    (folder / "un_0.b2nd").touch()
+    assert with_previous_stage(str(folder), "3d_lowres", [], d, ["un_0"], print) == ["un_0"]

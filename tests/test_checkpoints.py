@@ -1,7 +1,9 @@
 """Pairs of nnU-Net's checkpoint and its companion: what a kill leaves, and what is restored."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
@@ -11,9 +13,12 @@ from nnunet_caml.checkpoints import (
     CompanionError,
     companion,
     companion_state,
+    get_rng_state,
+    go_on_from_best,
     load_companion,
     restore_companion,
     save,
+    set_rng_state,
 )
 from nnunet_caml.labels import LabelSpace
 from nnunet_caml.learning import MutualLearning
@@ -34,7 +39,7 @@ def logger_after(folder: Path, epochs: int) -> MetaLogger:
 def test_the_memory_of_other_cases_is_not_taken():
     caml, optimizer = learning("a", "b")
     caml.memory.counts += 7
-    state = companion_state(caml, optimizer)
+    state = companion_state(caml, optimizer, {})
     same, of_same = learning("a", "b")
     assert restore_companion(state, same, of_same)
     assert (same.memory.counts == 7).all()
@@ -55,7 +60,7 @@ def test_a_kill_at_any_moment_leaves_a_pair_that_fits(tmp_path: Path, monkeypatc
         save(
             checkpoint,
             lambda name: torch.save(stock, name),
-            {**companion_state(caml, optimizer), "n": epochs},
+            {**companion_state(caml, optimizer, {}), "n": epochs},
             logger_after(tmp_path, epochs),
         )
 
@@ -97,7 +102,7 @@ def test_a_companion_that_cannot_be_read(tmp_path: Path, content: bytes):
 @pytest.mark.parametrize("change", [{"heads": []}, {"auxiliary": {}}, {"memory": {}}, {"optimizer": {"state": {}}}])
 def test_a_companion_of_other_settings(change: dict):
     caml, optimizer = learning("a")
-    state = companion_state(caml, optimizer) | change
+    state = companion_state(caml, optimizer, {}) | change
     with pytest.raises(CompanionError, match="other settings"):
         restore_companion(state, caml, optimizer)
 
@@ -123,7 +128,7 @@ def test_another_file_under_the_name_of_a_companion(tmp_path: Path, wrong: str):
     """As after copying the wrong one, or from a damaged disk."""
     checkpoint, logger = tmp_path / "checkpoint_latest.pth", logger_after(tmp_path, 1)
     caml, optimizer = learning("a")
-    save(checkpoint, lambda name: torch.save({}, name), companion_state(caml, optimizer), logger)
+    save(checkpoint, lambda name: torch.save({}, name), companion_state(caml, optimizer, {}), logger)
     file = companion(checkpoint, 1)
     state = torch.load(file, weights_only=False)
     content = {
@@ -138,3 +143,25 @@ def test_another_file_under_the_name_of_a_companion(tmp_path: Path, wrong: str):
         file.write_bytes(file.read_bytes().replace(b"auxiliary", b"\xffuxiliary"))
     with pytest.raises(CompanionError, match=r"companion|cannot be read|other settings"):
         restore_companion(load_companion(checkpoint, logger, torch.device("cpu")), caml, optimizer)
+
+
+def test_when_to_go_on_from_the_best(tmp_path: Path):
+    best, final = (tmp_path / f"checkpoint_{name}.pth" for name in ("best", "final"))
+    best.touch()
+    companion(best, 3).with_suffix(".pth.partial").touch()
+    assert go_on_from_best(final) == "", "half a companion is none"
+    companion(best, 3).touch()
+    assert "move checkpoint_final.pth away" in go_on_from_best(final)
+    assert go_on_from_best(best) == ""
+
+
+def test_every_generator_goes_on_where_it_was():
+    np.random.normal()  # numpy keeps every other one
+    state = get_rng_state()
+
+    def drawn() -> list[float]:
+        return [random.random(), np.random.normal(), np.random.normal(), float(torch.rand(1))]
+
+    first = drawn()
+    set_rng_state(state)
+    assert drawn() == first

@@ -85,3 +85,25 @@ def test_preprocess_goes_on_from_a_configuration_that_is_not_planned(workspace: 
     said = capsys.readouterr()
     assert "3d_tiny: 5 unlabelled cases preprocessed" in said.out
     assert "3d_lowres: the plans nnUNetPlans have no such configuration, but 2d, 3d_fullres" in said.err
+
+
+@pytest.mark.parametrize("name", ["nnUNetPlans.json", "dataset.json"])
+def test_preprocess_names_a_damaged_file(workspace: Workspace, capsys: pytest.CaptureFixture, name: str):
+    (workspace.preprocessed / name).write_text("{\n oops", encoding="utf-8")
+    assert main(["preprocess", "-d", "101", "-c", "3d_tiny"]) == 1
+    assert f"{workspace.preprocessed / name} is no valid JSON (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_preprocess_refuses_a_case_that_will_have_a_label(workspace: Workspace, capsys: pytest.CaptureFixture, listed: bool):
+    """As where unlabelled cases are preprocessed before the labelled ones."""
+    shutil.copy(workspace.raw / "imagesTr/tr_0_0000.nii.gz", workspace.raw / "imagesUn")
+    for folder in workspace.preprocessed.glob("nnUNetPlans_*"):
+        shutil.rmtree(folder)
+    if listed:
+        (workspace.raw / "imagesTr").rename(workspace.root / "elsewhere")
+        file = workspace.preprocessed / "dataset.json"
+        entry = {f"tr_{i}": {"images": [f"../../elsewhere/tr_{i}_0000.nii.gz"], "label": "none"} for i in range(4)}
+        file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "dataset": entry}), encoding="utf-8")
+    assert main(["preprocess", "-d", "101", "-c", "3d_tiny", "-np", "1"]) == 1
+    assert "tr_0" in capsys.readouterr().err

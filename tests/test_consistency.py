@@ -1,5 +1,7 @@
 """Sharpening, mutual consistency and ramp-up."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
-from nnunet_caml.consistency import consistency_loss, cross_pseudo_loss, rampup, sharpen
+from nnunet_caml.consistency import consistency_loss, cross_pseudo_loss, full_precision, rampup, sharpen
 from nnunet_caml.labels import LabelSpace
 
 logits = st.tuples(st.integers(1, 3), st.integers(2, 5), st.integers(1, 5), st.integers(1, 5)).map(
@@ -111,3 +113,18 @@ def test_the_papers_consistency_is_the_formula(regions: bool):
     sharp_v, sharp_a = (sharpen(x, 0.1, regions) for x in (v, a))
     expected = ((p_v - sharp_a) ** 2).mean() + ((p_a - sharp_v) ** 2).mean()
     torch.testing.assert_close(consistency_loss(v, a, 0.1, regions), expected)
+
+
+def test_detached_targets_stop_the_gradient_of_either_side():
+    x = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
+    v, a = (y.clone().requires_grad_() for y in x)
+    consistency_loss(v, a, detach_target=True).backward()
+    for ours, other in ((v, a), (a, v)):
+        w = ours.detach().clone().requires_grad_()
+        (w.softmax(1) - sharpen(other.detach())).square().mean().backward()
+        torch.testing.assert_close(ours.grad, w.grad)
+
+
+def test_mps_is_not_asked_for_no_mixed_precision():
+    """torch 2.3 and 2.4 refuse to be asked."""
+    assert isinstance(full_precision(torch.device("mps")), nullcontext)

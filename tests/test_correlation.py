@@ -108,3 +108,17 @@ def test_voxels_of_all_classes_stay_within_every_bound(voxels, classes, filtered
 
 def test_a_share_of_small_patches_is_rounded_up():
     assert voxels_per_class(2 * 16**3, 2, 12800, 25600, 0.01) == 256
+
+
+def test_two_voxels_of_a_class_are_enough():
+    predicted = torch.tensor([0, 0, 1, 1, 1])
+    chosen = select_voxels(torch.ones(5).bool(), predicted, torch.rand(5), 2, 3)
+    assert sorted(chosen.positions[chosen.valid].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_a_memory_in_half_precision():
+    v, a = torch.randn(2, 5, 4)
+    memory = torch.randn(6, 4)
+    args = torch.ones(5).bool(), torch.ones(6).bool()
+    loss = occ_loss(v, a, args[0], memory.half(), args[1]).loss
+    torch.testing.assert_close(loss, occ_loss(v, a, args[0], memory.half().float(), args[1]).loss)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -270,3 +271,29 @@ def test_where_the_labelled_cases_lie_is_not_told_either(model: Path, tmp_path: 
         torch.save(checkpoint, file)
     export(model, tmp_path / "model.zip")
     assert not any(b"/home/me" in content for content in contents(tmp_path / "model.zip").values())
+
+
+def test_a_copy_of_a_fold_is_no_fold(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shutil.copytree(model / "fold_0", model / "fold_0_before")
+    assert main(["export", str(model), str(tmp_path / "model.zip")]) == 0
+    assert "-f 0 1 -i IN" in capsys.readouterr().out
+    assert not [name for name in contents(tmp_path / "model.zip") if "before" in name]
+
+
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
+def test_a_damaged_file_is_named(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
+    (model / name).write_text("{\n oops", encoding="utf-8")
+    assert main(["export", str(model), str(tmp_path / "model.zip")]) == 1
+    assert f"{model / name} is no valid JSON (" in capsys.readouterr().err
+
+
+def test_half_a_zip_does_not_stay(model: Path, tmp_path: Path):
+    (model / "fold_1" / "checkpoint_final.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"fold_1.*cannot be read"):
+        export(model, tmp_path / "model.zip")
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]
+
+
+def test_the_folder_where_one_is(model: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(model)
+    assert str(export(Path("."), tmp_path / "model.zip")) == f"{NAME}/nnUNetTrainer__nnUNetPlans__3d_tiny"

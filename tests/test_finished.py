@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Workspace
@@ -106,8 +107,66 @@ def test_settings_that_were_changed_since_are_told(make_trainer, trained, capsys
     trainer.on_train_start()
     said = "WARNING: this training was begun with other settings: lambda_c (1.0, now 0.5), num_epochs (1, now 2)."
     assert said in capsys.readouterr().out
-    state = torch.load(checkpoints.companion(trained, 1), weights_only=True)
-    del state["settings"]
-    torch.save(state, checkpoints.companion(trained, 1))
-    resumed(make_trainer, trained, lambda_c=0.5).on_train_start()
-    assert "other settings" not in capsys.readouterr().out, "as of files of before settings were recorded"
+
+
+def test_they_are_told_however_often_a_training_is_continued(make_trainer, trained, capsys: pytest.CaptureFixture):
+    again = resumed(make_trainer, trained, lambda_c=0.5)
+    again.run_training()
+    last = resumed(make_trainer, trained, lambda_c=0.5, num_epochs=3)
+    capsys.readouterr()
+    last.on_train_start()
+    assert "begun with other settings: lambda_c (1.0, now 0.5), num_epochs (1, now 3)." in capsys.readouterr().out
+    original = resumed(make_trainer, trained, num_epochs=1)
+    original.on_train_start()
+    assert "other settings" not in capsys.readouterr().out
+
+
+def test_a_weight_decay_that_was_changed_since_counts(make_trainer, trained, monkeypatch):
+    """Optimisers restore that of before."""
+    trainer = resumed(make_trainer, trained)
+    optimizers = trainer.optimizer, trainer.auxiliary_optimizer
+    assert [group["weight_decay"] for o in optimizers for group in o.param_groups] == [3e-5, 3e-5]
+    assert all(o.state for o in optimizers)
+    monkeypatch.setattr(nnUNetTrainerCAML, "weight_decay", 0.01, raising=False)
+    other = resumed(make_trainer, trained)
+    optimizers = other.optimizer, other.auxiliary_optimizer
+    assert [group["weight_decay"] for o in optimizers for group in o.param_groups] == [0.01, 0.01]
+    assert all(o.state for o in optimizers)
+    assert "weight_decay (3e-05, now 0.01)" in other._changed
+
+
+def test_what_one_checkpoint_lacks_is_no_fault_of_the_next(make_trainer, trained):
+    whole = checkpoints.companion(trained, 1).read_bytes()
+    checkpoints.companion(trained, 1).unlink()
+    trainer = resumed(make_trainer, trained)
+    checkpoints.companion(trained, 1).write_bytes(whole)
+    trainer.load_checkpoint(str(trained))
+    trainer.on_train_start()
+
+
+def test_a_part_of_the_batch_is_no_other_setting(make_trainer):
+    """Several processes share it, and which part draws around foreground is none of the user's settings."""
+    trainer = make_trainer()
+    alone = trainer.settings()
+    trainer.is_ddp, trainer.batch_size, trainer.oversample_foreground_percent = True, 1, 0.0
+    assert not checkpoints.other_settings(alone, trainer.settings())
+    assert not checkpoints.other_settings(trainer.settings(), alone)
+    assert alone["batch_size"] == trainer.configuration_manager.batch_size
+
+
+def test_a_finished_training_leaves_nothing_of_a_kill(trained, make_trainer):
+    """As of a save of ``checkpoint_best.pth`` that was never made again."""
+    half = trained.with_name("checkpoint_best.pth.partial")
+    half.touch()
+    trainer = resumed(make_trainer, trained, num_epochs=1)
+    trainer.run_training()
+    assert not half.exists()
+    assert trained.with_name("checkpoint_best.pth").is_file()
+
+
+def test_a_log_of_before_a_value_was_added(make_trainer, trained):
+    checkpoint = torch.load(trained, weights_only=False)
+    del checkpoint["logging"]["caml_row_peak"]
+    torch.save(checkpoint, trained)
+    trainer = resumed(make_trainer, trained)
+    assert np.isnan(trainer.logger.get_value("caml_row_peak", step=None)).tolist() == [True]

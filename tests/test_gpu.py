@@ -12,6 +12,7 @@ from conftest import Workspace
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_caml.footprint import lower_bound
+from nnunet_caml.loading import on_device
 from nnunet_caml.trainer import nnUNetTrainerCAML
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
@@ -95,14 +96,14 @@ def test_losses_and_gradients_are_those_of_a_cpu(on_gpu, make_trainer, name):
     for module in (cpu.network, cpu.caml, gpu.caml):
         module.train()
     batch = next(gpu.dataloader_train)
-    images, target = gpu.on_device(batch)
+    images, target = on_device(batch, gpu.device)
     gpu.losses(images, target, list(batch["keys"]))  # fills the memory
     cpu.network.load_state_dict(gpu.network.state_dict())
     cpu.caml.load_state_dict(gpu.caml.state_dict())
     seen = []
     for trainer in (gpu, cpu):
         torch.manual_seed(0)
-        images, target = trainer.on_device(batch)
+        images, target = on_device(batch, trainer.device)
         with torch.backends.cudnn.flags(allow_tf32=False):
             losses, counts = trainer.losses(images, target, list(batch["keys"]))
             compared = {k: losses[k] for k in ("loss", "loss_a", "consistency")}

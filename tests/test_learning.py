@@ -8,7 +8,7 @@ from torch import nn
 
 from nnunet_caml import learning
 from nnunet_caml.labels import LabelSpace
-from nnunet_caml.learning import MutualLearning
+from nnunet_caml.learning import MutualLearning, same_optimizer
 
 
 def caml_of(*cases: str, **settings: Any) -> MutualLearning:
@@ -74,3 +74,28 @@ def test_fillers_do_not_enter_the_statistics_of_a_head(part: str):
     torch.testing.assert_close(heads(rows, valid)[valid], only_valid(rows[valid]))
     for ours, theirs in zip(getattr(heads, part).buffers(), getattr(only_valid, part).buffers(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_an_empty_memory_is_compared_to_nothing():
+    caml = caml_of("x")
+    features, predicted = torch.randn(2, 3, 4, 4, 4), torch.randint(0, 2, (2, 4, 4, 4))
+    assert caml.correlate(features, features, predicted, predicted, torch.rand(2, 4, 4, 4)).loss == 0
+
+
+def test_cases_that_share_the_rows_of_the_memory():
+    """With more than max_rows_per_class / per_class of them each has fewer rows than are drawn."""
+    caml = caml_of("x", "y", "z", max_rows_per_class=6)
+    features, predicted = torch.randn(3, 3, 4, 4, 4), torch.randint(0, 2, (3, 4, 4, 4))
+    caml.remember(["x", "y", "z"], features, features, predicted, predicted, predicted[:, None].float())
+    assert caml.memory.counts.sum(1).tolist() == [64] * 3
+    assert caml.memory.sample().valid.all()
+
+
+def test_an_optimiser_that_hands_its_settings_on():
+    class Wrapped(torch.optim.SGD):
+        def __init__(self, params, **settings):
+            super().__init__(params, **settings)
+
+    layer = torch.nn.Linear(2, 2)
+    ours = same_optimizer(Wrapped(layer.parameters(), lr=0.125, momentum=0.5), layer.parameters())
+    assert (ours.defaults["lr"], ours.defaults["momentum"]) == (0.125, 0.5)

@@ -2,7 +2,14 @@
 
 import json
 import multiprocessing
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +20,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from test_unlabeled import dataset
 
 from nnunet_caml import loading
-from nnunet_caml.loading import UnlabeledCases, labeled_loader, like, unlabeled_loader
+from nnunet_caml.errors import WorkerError
+from nnunet_caml.loading import PairedBatches, UnlabeledCases, labeled_loader, like, unlabeled_loader
 from nnunet_caml.preprocessing import preprocess
 
 
@@ -90,6 +98,62 @@ def test_no_worker_outlives_the_training(make_trainer, monkeypatch):
     assert not multiprocessing.active_children()
 
 
+def test_no_worker_outlives_a_training_that_is_killed(workspace: Workspace, make_trainer):
+    """As by the kernel where memory runs out; nnU-Net's own do."""
+    script = workspace.root / "train.py"
+    script.write_text(
+        "import json, os, signal, torch\n"
+        "from nnunetv2.run.run_training import get_trainer_from_args\n"
+        "arguments = '101', '3d_tiny', 0, 'nnUNetTrainerCAMLShort', 'nnUNetPlans', False, torch.device('cpu')\n"
+        "trainer = get_trainer_from_args(*arguments)\n"
+        "trainer.on_train_start()\n"
+        "loaders = trainer.dataloader_train.unlabeled, trainer.dataloader_train.labeled, trainer.dataloader_val\n"
+        "open('workers.json', 'w').write(json.dumps([[p.pid for p in loader._processes] for loader in loaders]))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n",
+        encoding="utf-8",
+    )
+    environment = {**os.environ, "nnUNet_n_proc_DA": "2"}
+    # not piped: nnU-Net's workers would hold it open
+    subprocess.run([sys.executable, str(script)], env=environment, stdout=subprocess.DEVNULL, cwd=workspace.root, check=False)
+    ours, *others = json.loads((workspace.root / "workers.json").read_text(encoding="utf-8"))
+    try:
+        assert len(ours) == 2
+        end = time.monotonic() + 60
+        while any(is_running(pid) for pid in ours):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        for pid in (pid for pids in (ours, *others) for pid in pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_worker_that_ends_is_told_whenever_it_does(make_trainer, monkeypatch):
+    """With the way out, also where patches are drawn all the time."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = make_trainer()
+    trainer.rampup_start_fraction = 0.0
+    trainer.on_train_start()
+    try:
+        assert trainer.dataloader_train.wanted()
+        assert "unlabeled" in next(trainer.dataloader_train)
+        for process in trainer.dataloader_train.unlabeled._processes:
+            process.kill()
+        with pytest.raises(WorkerError, match=r"fewer of them \(nnUNet_n_proc_DA\) need less\. Then continue with --c"):
+            list(islice(trainer.dataloader_train, 1000))
+    finally:
+        trainer.dataloader_train.finish()
+        trainer.dataloader_val._finish()
+
+
 def test_what_nnunet_writes_down_of_its_loaders(make_trainer):
     """In debug.json, where people look up the augmentation."""
     trainer = make_trainer()
@@ -97,3 +161,21 @@ def test_what_nnunet_writes_down_of_its_loaders(make_trainer):
     written = json.loads((Path(trainer.output_folder) / "debug.json").read_text(encoding="utf-8"))
     for loader in ("dataloader_train", "dataloader_val"):
         assert f"{loader}.transform" in written
+
+
+def test_an_ignore_label_is_of_the_labelled_cases(make_trainer):
+    """With one, nnU-Net's loader looks for annotated voxels, which an unlabelled case does not have."""
+    trainer = make_trainer()
+    trainer.on_train_start()
+    loader = labeled_loader(trainer.dataloader_train.labeled)
+    cases = labeled_loader(trainer.dataloader_train.unlabeled)._data
+    loader.has_ignore = True
+    assert next(unlabeled_loader(loader, cases))["data"].shape[0] == loader.batch_size
+
+
+def test_waiting_for_data_is_added_up(monkeypatch):
+    times = iter([0.0, 1.0, 5.0, 7.0])
+    monkeypatch.setattr(loading, "perf_counter", lambda: next(times))
+    batches = PairedBatches(iter([{}, {}]), iter([{"data": 1}, {"data": 2}]), lambda: True)
+    next(batches), next(batches)
+    assert batches.waited_s == 3.0

@@ -113,17 +113,6 @@ def test_correct_voxels_only():
     assert sorted(positions[1, :2].tolist()) == [2, 3]
 
 
-def test_an_overflow_is_not_remembered():
-    bank = MemoryBank(["a"], 2, width=3, per_class=4)
-    embeddings = torch.randn(2, 4, 3)
-    embeddings[1, 3, 0] = float("nan")  # even a filler, which would be multiplied by a weight of 0
-    bank.write("a", embeddings, torch.tensor([4, 4]))
-    assert bank.counts.tolist() == [[4, 0]]
-    sample = bank.sample()
-    assert sample.embeddings.isfinite().all()
-    assert sample.valid.tolist() == [True] * 4 + [False] * 4
-
-
 def test_slots_that_a_case_never_filled_are_not_drawn_by_rotation():
     torch.manual_seed(0)
     bank = MemoryBank(["a", "b"], 1, width=1, per_class=4)
@@ -140,3 +129,29 @@ def test_a_case_that_is_not_visited_gives_other_voxels_each_time():
         bank.write(case, torch.arange(start, start + 8).reshape(1, 8, 1), torch.tensor([1000]))
     drawn = torch.cat([bank.sample().embeddings.flatten() for _ in range(300)])
     assert drawn.unique().tolist() == list(range(16))
+
+
+def test_the_memory_is_filled_before_unlabelled_patches_come_in(make_trainer):
+    torch.manual_seed(0)
+    trainer = make_trainer()
+    trainer.rampup_start_fraction = 0.5
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    assert "unlabeled" not in batch
+    trainer.train_step(batch)
+    assert trainer.caml.memory.counts.any()
+    trainer.dataloader_train.waited_s = 5.0
+    trainer.on_train_epoch_start()
+    assert trainer.dataloader_train.waited_s == 0, "of this epoch"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_overflow_is_not_remembered(value: float):
+    bank = MemoryBank(["a"], 2, width=3, per_class=4)
+    embeddings = torch.randn(2, 4, 3)
+    embeddings[1, 0, 0] = value
+    bank.write("a", embeddings, torch.tensor([4, 4]))
+    assert bank.counts.tolist() == [[4, 0]]
+    sample = bank.sample()
+    assert sample.embeddings.abs().max() < 100, "what is multiplied by it stays finite"

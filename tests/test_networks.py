@@ -239,3 +239,29 @@ def test_activation_checkpointing_gives_the_same_gradients_with_less_kept(kind: 
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
     with torch.no_grad():
         torch.testing.assert_close(plain.eval()(x)[0], frugal.eval()(x)[0])
+
+
+def test_a_shared_encoder_leaves_nothing_of_another_one():
+    v = network()
+    a = SharedEncoderAuxiliary(make_auxiliary(network(), 4, 0.0, True, 8.0), v.encoder)
+    assert not [name for name, _ in a.named_parameters() if "encoder" in name]
+
+
+def test_statistics_of_v_go_on_after_a_has_run():
+    v = network(norm="torch.nn.BatchNorm3d")
+    tap = FeatureTap(v, skips=True)
+    a = SharedEncoderAuxiliary(make_auxiliary(network(norm="torch.nn.BatchNorm3d"), 4, 0.0, True, 8.0), v.encoder)
+    for _ in range(2):
+        before = {name: buffer.clone() for name, buffer in v.encoder.named_buffers()}
+        v(torch.randn(2, 2, 32, 32, 32))
+        assert not [name for name, buffer in v.encoder.named_buffers() if torch.equal(buffer, before[name])]
+        a(tap.take_skips())
+
+
+def test_tap_keeps_nothing_without_gradients():
+    v = network()
+    tap = FeatureTap(v)
+    with torch.no_grad():
+        v(torch.randn(2, 2, 32, 32, 32))
+    with pytest.raises(AssertionError):
+        tap.take()

@@ -4,6 +4,7 @@ import inspect
 import itertools
 
 import numpy as np
+import pytest
 import skimage.io
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
@@ -11,6 +12,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.inference.export_prediction import resample_and_save
+from nnunetv2.preprocessing.normalization import default_normalization_schemes
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
@@ -23,6 +25,7 @@ from nnunet_caml.cascade import PREDICTED
 from nnunet_caml.preparation import NUM_FOLDS, SPLIT_SEED
 from nnunet_caml.states import source_files
 from nnunet_caml.trainer import nnUNetTrainerCAML
+from nnunet_caml.unlabeled import NORMALIZED_BY_IMAGE
 
 
 def source(thing: object) -> str:
@@ -149,3 +152,11 @@ def test_compiled_modules():
     compiled = torch.compile(module)
     assert isinstance(compiled, OptimizedModule)
     assert compiled._orig_mod is module
+
+
+@pytest.mark.parametrize("scheme", sorted(NORMALIZED_BY_IMAGE))
+def test_schemes_that_look_at_the_image_alone(scheme: str):
+    image = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    kind = getattr(default_normalization_schemes, scheme)
+    one, other = (kind(False, properties).run(image.copy(), None) for properties in ({}, {"mean": 5.0, "std": 2.0}))
+    assert np.array_equal(one, other)

@@ -1,12 +1,16 @@
 """What CAML adds to the log, with numbers worked out by hand."""
 
 import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from conftest import Workspace
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_caml.learning import agreement_counts
@@ -75,3 +79,46 @@ def test_a_loss_that_is_not_finite_is_seen_and_an_agreement_on_nothing_is_not():
     assert "agreement" not in line
     values["agreement"] = 0.25
     assert "(mean foreground Dice) 0.2500" in describe(values)
+
+
+def test_what_ends_a_training_is_in_its_log(workspace: Workspace, make_trainer):
+    shutil.rmtree(workspace.raw / "imagesUn")
+    trainer = make_trainer()
+    trainer.initialize()
+    with pytest.raises(ValueError, match="no unlabelled cases"):
+        trainer.on_train_start()
+    log_file = next(Path(trainer.output_folder).glob("training_log_*"))
+    assert "ERROR: There are no unlabelled cases" in log_file.read_text(encoding="utf-8")
+
+
+def test_no_figure_stays_open(tmp_path: Path):
+    logger = MetaLogger(str(tmp_path), False)
+    add_keys(logger)
+    log(logger, dict.fromkeys(VALUES, 0.5), 0)
+    before = plt.get_fignums()
+    plot(logger, tmp_path)
+    assert plt.get_fignums() == before
+
+
+def test_a_log_without_our_values_is_filled_up(tmp_path: Path):
+    """As of a training that an earlier version has begun."""
+    logger = MetaLogger(str(tmp_path), False)
+    for epoch in range(3):
+        logger.log("train_losses", 0.5, epoch)
+    add_keys(logger)
+    log(logger, dict.fromkeys(VALUES, 0.25), 3)
+    assert np.isnan(logger.get_value("caml_agreement", step=None)[:3]).all()
+    assert logger.get_value("caml_agreement", step=None)[3:] == [0.25]
+
+
+def test_waiting_is_a_share_of_the_epoch(make_trainer, monkeypatch):
+    from test_progress import outputs
+
+    trainer, logged = make_trainer(), []
+    trainer.dataloader_train = SimpleNamespace(waited_s=3.0)
+    trainer._epoch_began = 100.0
+    monkeypatch.setattr("nnunet_caml.trainer.perf_counter", lambda: 112.0)
+    monkeypatch.setattr("nnunet_caml.progress.log", lambda _logger, values, _epoch: logged.append(values["waiting"]))
+    steps = outputs([[[1, 1]] * 3] * 2)
+    trainer.on_train_epoch_end([{key: values[i] for key, values in steps.items()} for i in range(2)])
+    assert logged == [0.25]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_caml import rehearsal
 from nnunet_caml.rehearsal import future_state, rehearse, rehearse_on_gpu
 
 
@@ -115,3 +116,14 @@ def test_too_little_memory_is_said_before_the_training(make_trainer, monkeypatch
     trainer.caml.auxiliary = Full(RuntimeError("another fault"))
     with pytest.raises(RuntimeError, match=r"^another fault"):
         rehearse(trainer)
+
+
+def test_room_for_momentum_is_taken_while_the_step_is_tried(make_trainer, monkeypatch):
+    from test_rehearsal import started
+
+    trainer, taken = started(make_trainer, monkeypatch), []
+    monkeypatch.setattr(rehearsal, "future_state", lambda optimizer: taken.append(optimizer) or [])
+    real = rehearsal.step
+    monkeypatch.setattr(rehearsal, "step", lambda *args: taken.append("step") or real(*args))
+    rehearsal.rehearse(trainer)
+    assert taken == [trainer.optimizer, trainer.auxiliary_optimizer, "step"]

@@ -121,8 +121,11 @@ def test_changed_plans_are_done_again(workspace: Workspace, key: str, value: obj
 )
 def test_whatever_in_the_plans_the_voxels_depend_on_counts(workspace: Workspace, key: str, value: object):
     plans = load_json(str(workspace.preprocessed / "nnUNetPlans.json"))
-    before = dataset(workspace).fingerprint()
-    part = plans if key in plans else plans["configurations"]["3d_fullres"]
+    configuration = plans["configurations"]["3d_fullres"]
+    if key.startswith("foreground"):
+        configuration["normalization_schemes"] = ["CTNormalization"]
+    before = UnlabeledDataset.create(PlansManager(plans), "3d_tiny", {}).fingerprint()
+    part = plans if key in plans else configuration
     assert part[key] != value
     part[key] = value
     assert UnlabeledDataset.create(PlansManager(plans), "3d_tiny", {}).fingerprint() != before

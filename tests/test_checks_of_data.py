@@ -1,0 +1,106 @@
+"""Checks of the data before a training: leaks, spacing, orientation, labels."""
+
+import os
+import shutil
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle, write_pickle
+from conftest import Workspace
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from test_unlabeled import dataset
+
+from nnunet_caml import checks
+from nnunet_caml.checks import labeled_content, of_other_spacing, orientation, other_orientations, raw_images, same_files
+from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.states import CaseState
+from nnunet_caml.unlabeled import UnlabeledDataset
+
+
+def test_digests_are_not_kept_longer_than_the_voxels(workspace: Workspace):
+    d = dataset(workspace)
+    case = "tr[1]"
+    for file in d.labeled_folder.glob("tr_1*"):
+        shutil.copy(file, file.with_name(file.name.replace("tr_1", case)))
+    cases = nnUNetDatasetBlosc2(str(d.labeled_folder), [case])
+    before = labeled_content(d, cases)
+    file = d.labeled_folder / f"{case}.b2nd"
+    shutil.copy(d.labeled_folder / "tr_0.b2nd", file)
+    assert labeled_content(d, cases) != before
+
+
+def test_files_of_one_size_are_not_one_file(workspace: Workspace):
+    d = dataset(workspace)
+    preprocess(d, 1)
+    (source,) = d.raw_cases()["un_0"]
+    other = workspace.root / "other.nii.gz"
+    other.write_bytes(source.read_bytes()[:-1] + bytes([source.read_bytes()[-1] ^ 1]))
+    assert same_files(d, ["un_0"], [other]) == {}
+    assert same_files(d, ["un_0"], [source]) == {"un_0": source.name}
+
+
+def test_which_raw_images_are_listed(workspace: Workspace, monkeypatch):
+    monkeypatch.setenv("ARCHIVE", "/archive")
+    d = dataset(workspace)
+    d.dataset_json["dataset"] = {f"tr_{i}": {"images": [f"$ARCHIVE/{i}.nii.gz"], "label": "x"} for i in range(2)}
+    assert raw_images(d, "imagesTr") == [Path("/archive/0.nii.gz"), Path("/archive/1.nii.gz")]
+    assert raw_images(d, "imagesTr", {"tr_1"}) == [Path("/archive/1.nii.gz")]
+    assert [file.name for file in raw_images(d, "imagesTs")] == ["ts_0_0000.nii.gz", "ts_1_0000.nii.gz"]
+
+
+def test_spacing_of_transposed_cases(workspace: Workspace):
+    plans = load_json(str(workspace.preprocessed / "nnUNetPlans.json")) | {
+        "transpose_forward": [1, 0, 2],
+        "transpose_backward": [1, 0, 2],
+    }
+    spacing = plans["configurations"]["3d_fullres"]["spacing"]
+    plans["configurations"]["3d_fullres"]["spacing"] = [spacing[1], spacing[0], spacing[2]]
+    assert spacing[0] != spacing[1]
+    d = UnlabeledDataset.create(PlansManager(plans), "3d_tiny", {})
+    preprocess(d, 1)
+    assert of_other_spacing(d, nnUNetDatasetBlosc2(str(d.folder), d.done_cases())) == []
+
+
+def test_a_resampling_of_ones_own_goes_by_rules_of_its_own(workspace: Workspace, monkeypatch):
+    d = dataset(workspace)
+    preprocess(d, 1)
+    cases = nnUNetDatasetBlosc2(str(d.labeled_folder), ["tr_0"])
+    monkeypatch.setattr(checks, "compute_new_shape", lambda *_: [1, 1, 1])
+    checks.check_spacing(d, cases, ["un_0"])
+
+
+def test_orientations_that_nobody_knows(workspace: Workspace):
+    assert orientation({"sitk_stuff": {"direction": (1.0, 0.0, 0.0, 1.0)}}) is None, "of a 2-D image"
+    d = dataset(workspace)
+    preprocess(d, 1)
+    labeled = nnUNetDatasetBlosc2(str(d.labeled_folder), ["tr_0"])
+    properties = load_pickle(str(d.folder / "un_1.pkl"))
+    write_pickle({k: v for k, v in properties.items() if k != "sitk_stuff"}, str(d.folder / "un_1.pkl"))
+    assert other_orientations(labeled, d.folder, ["un_0", "un_1"]) == ({}, ["LPS"])
+    file = str(d.labeled_folder / "tr_0.pkl")
+    write_pickle({k: v for k, v in load_pickle(file).items() if k != "sitk_stuff"}, file)
+    assert other_orientations(labeled, d.folder, ["un_0", "un_1"]) == ({}, [])
+
+
+def test_labelled_cases_without_locations(workspace: Workspace):
+    d = dataset(workspace)
+    file = str(d.labeled_folder / "tr_0.pkl")
+    write_pickle({**load_pickle(file), "class_locations": None}, file)
+    assert checks.cases_without_foreground(nnUNetDatasetBlosc2(str(d.labeled_folder), ["tr_0", "tr_1"])) == ["tr_0"]
+
+
+def test_labelled_voxels_of_the_same_size(workspace: Workspace):
+    d = dataset(workspace)
+    preprocess(d, 1)
+    cases = nnUNetDatasetBlosc2(str(d.labeled_folder), ["tr_1"])
+    before = labeled_content(d, cases)
+    cache = d.folder / ".state" / "labeled" / "tr_1.json"
+    recorded = CaseState.read(cache)
+    os.utime(d.labeled_folder / "tr_1.b2nd", ns=(1, 1))
+    CaseState(recorded.fingerprint, recorded.sources, "old voxels").write(cache)
+    assert labeled_content(d, cases) == before
+
+
+def test_other_images_that_are_not_there(workspace: Workspace):
+    preprocess(dataset(workspace), 1)
+    assert same_files(dataset(workspace), ["un_0"], [workspace.root / "gone.nii.gz"]) == {}
