@@ -72,7 +72,8 @@ def measure_networks(study: Study, work: Workspace, run: Run) -> dict[str, Path]
             *single, mean = (str(path) for path in predictions.values())
             work.run(f"{run.name}-mean", ["nnUNetv2_ensemble", "-i", *single, "-o", mean, "-np", "2"])
             for name, file in files.items():
-                measure(predictions[name], truth / "labelsTs", classes, description["file_ending"], file)
+                ignore = description["labels"].get("ignore")
+                measure(predictions[name], truth / "labelsTs", classes, description["file_ending"], file, ignore=ignore)
             for path in predictions.values():  # probabilities are large
                 shutil.rmtree(path)
     return files

@@ -7,6 +7,7 @@ is in its file; see benchmarks/README.md.
 
 import argparse
 import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -15,7 +16,7 @@ from threading import Event
 
 from nnunet_caml.conversion.errors import ConversionError
 from nnunet_caml.demo.commands import CommandError
-from study import data, kept, report, runs
+from study import data, kept, made_from, report, runs
 from study.commands import FOLDERS, Measurement, Workspace
 from study.description import Run, Study, StudyError, read_study
 from study.schedules import write_trainers
@@ -64,6 +65,9 @@ def main() -> int:
         help="measure the largest component of each class, which nnU-Net's post-processing keeps where that helps",
     )
     options = parser.parse_args()
+    # as Ctrl-C does, it ends what has been started
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     shared = options.shared or Path(os.environ.get("NNUNET_CAML_SHARED", "../shared")) / "data"
     try:
         study = read_study(study_file(options.study))
@@ -83,6 +87,7 @@ def main() -> int:
         selected = select(study, options.arms, options.labeled, options.subsets)
         if options.against is not None and options.against not in (names := [arm.name for arm in study.arms]):
             raise StudyError(f"--against {options.against}: the study {study.name} has {', '.join(names)}.")
+        made_from.check(study, work)
         if options.plan:
             write_trainers(study, work.trainers)
             print(report.plan(study, work, selected, options.jobs))
@@ -141,6 +146,7 @@ def select(
 
 def run(study: Study, work: Workspace, selected: list[Run], jobs: int, timing: bool = True) -> None:
     """Does all that is left to do, ``jobs`` runs side by side; with ``timing``, first a few iterations of every arm."""
+    made_from.record(study, work, selected)
     write_trainers(study, work.trainers)
     with work.alone("the data"):
         data.prepare(study, work, selected)

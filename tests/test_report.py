@@ -2,14 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from study_helpers import study, write_figures
 
 from study import report
 from study.commands import Workspace
-from study.description import Arm
+from study.description import Arm, Run
 from study.kept import keep
 from study.runs import metrics_file, model_folder
 from study.schedules import COST
@@ -132,3 +134,91 @@ def test_every_run_by_itself(tmp_path: Path):
     # 0.567 becomes 0.667 where all labels have 0.9; the distances made up here are the same everywhere
     assert caml["% of the way to all labels: Dice, HD95, ASD"] == "30, -, -"
     assert "| CAML |" in report.runs_table(s, {k: v for k, v in results.items() if k[0] != "all"})
+
+
+def cells(text: str) -> dict[str, dict[str, str]]:
+    """Cells of a table by arm and header."""
+    header, *rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+def write_rows(work: Workspace, run: Run, rows: list[tuple[str, str, float, float]]) -> None:
+    """Figures made up here: case, class, Dice, and HD95, which is the ASD as well."""
+    lines = ["case,class,dice,jaccard,hd95_mm,asd_mm,hd95_voxels,asd_voxels"]
+    lines += [f"{case},{name},{dice},0.5,{d},{d},{d},{d}" for case, name, dice, d in rows]
+    file = metrics_file(work, run)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("misses", ["a class of some cases", "a subset"])
+def test_missing_a_structure_is_no_gain_in_distances(tmp_path: Path, misses: str):
+    """They are undefined then, and what is left is the easy part."""
+    arms = (Arm("plain", "nnUNetTrainer"), Arm("B", "nnUNetTrainer", {"x": 1}), Arm("all", "nnUNetTrainer", all_labels=True))
+    s, work = study(labeled=(4,), subsets=(0, 1), arms=arms), Workspace(tmp_path, tmp_path)
+    for run in s.runs():
+        rows = []
+        for i in range(12):
+            for name, dice, d in (("easy", 0.9, 2.0 + 0.1 * i), ("hard", 0.6, 9.0 + 0.1 * i)):
+                missed = name == "hard" and i % 2 if misses.startswith("a class") else run.subset == 1
+                better = 0.5 if run.arm.all_labels else 1.0
+                is_b = run.arm.name == "B"
+                rows.append((f"c{i}", name, 0.0 if missed and is_b else dice, math.nan if missed and is_b else better * d))
+        write_rows(work, run, rows)
+    results = report.collect(s, work)
+    found, runs = cells(report.table(s, work, results)), cells(report.runs_table(s, results))
+    assert found["B"]["undefined"] != "0"
+    assert "read HD95 and ASD with their number" in report.table(s, work, results)
+    assert runs["B"]["p of HD95"] == "-", "where both are defined there is no difference"
+    dice, hd95, asd = runs["B"]["% of the way to all labels: Dice, HD95, ASD"].split(", ")
+    assert (hd95, asd) == ("0", "0")
+    assert runs["B"]["cases better"] == "0 of 12"
+
+
+def test_the_way_to_all_labels_is_that_of_equal_trainings(tmp_path: Path):
+    """Of every seed, and as many iterations."""
+    arms = (
+        *(Arm("plain", "nnUNetTrainer"), Arm("B", "nnUNetTrainer"), Arm("longer", "nnUNetTrainer", iterations=200)),
+        *(Arm("all", "nnUNetTrainer", all_labels=True), Arm("all, longer", "nnUNetTrainer", all_labels=True, iterations=200)),
+    )
+    s, work = study(labeled=(4,), seeds=(0, 1), arms=arms), Workspace(tmp_path, tmp_path)
+    for run in s.runs():
+        dice = {"plain": 0.5, "B": 0.6, "longer": 0.7, "all": 0.7 + 0.2 * run.seed, "all, longer": 0.9}[run.arm.name]
+        write_rows(work, run, [(f"c{i}", "organ", dice, 3.0) for i in range(3)])
+    results = report.collect(s, work)
+    column = "% of the way to all labels: Dice, HD95, ASD"
+    assert {arm: row[column] for arm, row in cells(report.runs_table(s, results)).items()} == {
+        **{"plain": "-", "B": "33, -, -", "longer": "-", "all": "-", "all, longer": "-"}
+    }
+    s = replace(s, arms=(*arms, Arm("longer too", "nnUNetTrainer", iterations=200)))
+    for run in s.runs():
+        if run.arm.name == "longer too":
+            write_rows(work, run, [(f"c{i}", "organ", 0.8, 3.0) for i in range(3)])
+    against = cells(report.runs_table(s, report.collect(s, work), "longer"))
+    assert against["longer too"][column] == "50, -, -"
+
+
+def test_what_arms_are_compared_with_need_not_be_shown(tmp_path: Path):
+    arms = (*study().arms, Arm("all", "nnUNetTrainer", all_labels=True))
+    s, work = study(labeled=(4,), arms=arms), Workspace(tmp_path, tmp_path)
+    truth = np.random.default_rng(0).uniform(0.6, 0.8, 12)
+    for run in s.runs():
+        write_figures(work, run, list(truth + {"labelled only": 0.0, "CAML": 0.05, "all": 0.1}[run.arm.name]))
+    caml = [run for run in s.runs() if run.arm.name == "CAML"]
+    text = report.write(s, work, selected=caml)
+    averaged, runs = text.split("Every run by itself")
+    assert "| labelled only |" not in text
+    assert float(cells(averaged)["CAML"]["p"]) < 0.01
+    assert cells(runs)["CAML"]["cases better"] == "12 of 12"
+    assert cells(runs)["CAML"]["% of the way to all labels: Dice, HD95, ASD"] == "50, -, -"
+    below = report.write(s, work, selected=caml, against="all").split("Every run by itself")[1]
+    assert cells(below)["CAML"]["cases better"] == "0 of 12"
+    metrics_file(work, s.runs()[0]).unlink()
+    assert "against labelled only (which is not measured)" in report.write(s, work, selected=caml)
+
+
+def test_cases_that_only_one_arm_has(tmp_path: Path):
+    s, work = study(labeled=(4,)), Workspace(tmp_path, tmp_path)
+    for run in s.runs():
+        write_figures(work, run, [0.5] * 8 if run.arm.name == "labelled only" else [0.6] * 9)
+    assert cells(report.runs_table(s, report.collect(s, work)))["CAML"]["cases better"] == "8 of 8"

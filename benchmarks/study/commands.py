@@ -104,6 +104,7 @@ class Workspace:
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "benchmarks"), *_python_path()]),
             "nnUNet_wandb_enabled": "0",
             "nnUNet_def_n_proc": str(self.processes),
+            "STUDY_PROCESS": str(os.getpid()),
         }
         if device == "cpu":
             self.variables |= {

@@ -2,6 +2,7 @@
 
 import csv
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,7 +16,9 @@ METRICS = ("dice", "jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")
 COLUMNS = ("case", "class", *METRICS)
 
 
-def measure_case(prediction: Path, truth: Path, classes: dict[str, int | list[int]]) -> list[dict[str, str | float]]:
+def measure_case(
+    prediction: Path, truth: Path, classes: dict[str, int | list[int]], ending: str = ".nii.gz", ignore: int | None = None
+) -> list[dict[str, str | float]]:
     """Overlap and surface distances of one case, by MedPy, as the literature of the field has them.
 
     Distances of a class that one of the two does not have are not defined: they are ``nan``, and are left out of means
@@ -25,6 +28,8 @@ def measure_case(prediction: Path, truth: Path, classes: dict[str, int | list[in
         prediction: Label map.
         truth: Label map on the same grid.
         classes: Name to label value, or to the values that make up a region.
+        ending: Of the file names; what stands before it is the case.
+        ignore: Value of voxels of the truth that count for nothing.
 
     Returns:
         A row per class with :data:`COLUMNS`. Dice and Jaccard are in 0 to 1.
@@ -39,11 +44,12 @@ def measure_case(prediction: Path, truth: Path, classes: dict[str, int | list[in
     if predicted_image.GetSize() != true_image.GetSize():
         raise ValueError(f"{prediction} has the size {predicted_image.GetSize()}, but {truth} has {true_image.GetSize()}.")
     predicted_map, true_map = sitk.GetArrayFromImage(predicted_image), sitk.GetArrayFromImage(true_image)
+    counts = np.ones(true_map.shape, bool) if ignore is None else true_map != ignore
     spacing = true_image.GetSpacing()[::-1]
     rows: list[dict[str, str | float]] = []
     for name, values in classes.items():
-        predicted, true = np.isin(predicted_map, values), np.isin(true_map, values)
-        row: dict[str, str | float] = {"case": truth.name.split(".")[0], "class": name} | dict.fromkeys(METRICS, np.nan)
+        predicted, true = np.isin(predicted_map, values) & counts, np.isin(true_map, values)
+        row: dict[str, str | float] = {"case": truth.name.removesuffix(ending), "class": name} | dict.fromkeys(METRICS, np.nan)
         if predicted.any() or true.any():
             both, either = int((predicted & true).sum()), int((predicted | true).sum())
             row["dice"], row["jaccard"] = 2 * both / (both + either), both / either
@@ -56,13 +62,20 @@ def measure_case(prediction: Path, truth: Path, classes: dict[str, int | list[in
 
 
 def measure(
-    predictions: Path, truth: Path, classes: dict[str, int | list[int]], ending: str, csv_file: Path, processes: int = 2
+    predictions: Path,
+    truth: Path,
+    classes: dict[str, int | list[int]],
+    ending: str,
+    csv_file: Path,
+    processes: int = 2,
+    ignore: int | None = None,
 ) -> None:
     """Measures all cases of ``truth``, ``processes`` at once, and writes the rows to a CSV file, whole or not at all."""
     cases = sorted(truth.glob(f"*{ending}"))
     # not forked: a study with several jobs has threads, and ITK of its own, which a fork can leave hanging
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        results = pool.map(measure_case, [predictions / case.name for case in cases], cases, [classes] * len(cases))
+        arguments = repeat(classes), repeat(ending), repeat(ignore)
+        results = pool.map(measure_case, [predictions / case.name for case in cases], cases, *arguments)
         rows = [row for result in results for row in result]
     csv_file.parent.mkdir(parents=True, exist_ok=True)
     half = csv_file.with_suffix(".tmp")

@@ -71,11 +71,12 @@ def write(
     """
     folder = work.measured("report")
     folder.mkdir(exist_ok=True)
+    everything = collect(study, work, kept)  # what arms are compared with need not be shown
     results = collect(study, work, kept, selected)
     if not results:
         return "No run is finished yet."
     _write_csv(folder / "cases.csv", results)
-    text = f"{table(study, work, results, kept, against)}\n\n{runs_table(study, results, against)}"
+    text = f"{table(study, work, results, kept, against, everything)}\n\n{runs_table(study, results, against, everything)}"
     finished = [run for run in study.runs() if (run.arm.name, run.labeled, run.subset, run.seed) in results]
     origin = summary(cost for run in finished if (cost := known_cost(study, work, run, kept)))
     (folder / "summary.md").write_text(f"{text}\n\n{origin}\n", encoding="utf-8")
@@ -132,17 +133,30 @@ def interval(values: list[float]) -> str:
     return f"{v.mean():.3f} ± {half:.3f}"
 
 
-def table(study: Study, work: Workspace, results: dict, kept: Path | None = None, against: str | None = None) -> str:
-    """A Markdown table: a row per arm and number of labelled cases; costs are medians of the runs that have any."""
+def table(
+    study: Study,
+    work: Workspace,
+    results: dict,
+    kept: Path | None = None,
+    against: str | None = None,
+    everything: dict | None = None,
+) -> str:
+    """A Markdown table: a row per arm and number of labelled cases; costs are medians of the runs that have any.
+
+    The arm that the others are compared with may be in ``everything`` alone.
+    """
     means = {metric: case_means(results, metric) for metric in METRICS}
     groups = _groups(results)
     reference = against or study.arms[0].name
+    compare = Comparison(study, reference, everything or results)
     lengths = _lengths(study, {arm for arm, _ in groups})
     lines = [
         f"{study.name}: {lengths}, configuration {study.configuration.name}, last checkpoint, "
         + ("development cases" if study.data.development and not work.measurement.test else "test cases")
         + f"{work.measurement.words}. Mean ± half of the 95 % interval; p: Wilcoxon signed rank test of the cases against "
-        + f"{reference}, both averaged over subsets and seeds.",
+        + f"{compare}, both averaged over subsets and seeds."
+        + " Where a class is missed altogether distances are undefined, and left out: read HD95 and ASD with their number."
+        * any(not np.isfinite(row["hd95_mm"]) for rows in results.values() for row in rows),
         "",
         "| " + " | ".join(HEADERS) + " |",
         "|---" * len(HEADERS) + "|",
@@ -152,7 +166,7 @@ def table(study: Study, work: Workspace, results: dict, kept: Path | None = None
         per_case = {metric: over_runs(means[metric], keys) for metric in METRICS}
         per_run = [float(np.nanmean(list(means["dice"][key].values()))) for key in keys]
         undefined = sum(1 for key in keys for row in results[key] if not np.isfinite(row["hd95_mm"]))
-        pair = _pair(means["dice"], arm, reference, labeled, members)
+        pair = compare.pair("dice", arm, labeled, members)
         cells = [arm, "all" if labeled is None else str(labeled), str(len(keys))]
         cells += [interval(list(per_case["dice"].values())), interval(per_run)]
         cells += [interval(list(per_case[metric].values())) for metric in ("jaccard", "hd95_mm", "asd_mm")]
@@ -163,43 +177,38 @@ def table(study: Study, work: Workspace, results: dict, kept: Path | None = None
     return "\n".join(lines)
 
 
-def runs_table(study: Study, results: dict, against: str | None = None) -> str:
+def runs_table(study: Study, results: dict, against: str | None = None, everything: dict | None = None) -> str:
     """A Markdown table of what :func:`table` averages: every run by itself, in the order of subsets and seeds.
 
     Beside it, against the arm that the others are compared with: the median of the cases' gains in Dice, how many cases gain,
-    and how much of the difference between that arm and all labels is gone, which is rough where it is small.
+    and how much of the difference between that arm and all labels is gone, which is rough where it is small. That is told
+    where all three were trained for as many iterations.
     """
-    means = {metric: case_means(results, metric) for metric in ("dice", "hd95_mm", "asd_mm")}
+    means = case_means(results)
     reference = against or study.arms[0].name
-    bound = next((key for key in results if key[0] in {arm.name for arm in study.arms if arm.all_labels}), None)
+    compare = Comparison(study, reference, everything or results)
     lines = [
-        f"Every run by itself, in the order of subsets and seeds; gains and p against {reference}.",
+        f"Every run by itself, in the order of subsets and seeds; gains and p against {compare}.",
         "",
         "| " + " | ".join(RUN_HEADERS) + " |",
         "|---" * len(RUN_HEADERS) + "|",
     ]
     for (arm, labeled), members in _groups(results).items():
         keys = [(arm, labeled, *member) for member in members]
-        runs = [np.asarray(list(means["dice"][key].values())) for key in keys]
+        runs = [np.asarray(list(means[key].values())) for key in keys]
         cells = [arm, "all" if labeled is None else str(labeled)]
         cells += [", ".join(f"{np.nanmean(run):.3f}" for run in runs), ", ".join(f"{np.nanmin(run):.2f}" for run in runs)]
         cells.append(", ".join(str((run < LOW).sum()) for run in runs))
-        pairs = {metric: _pair(means[metric], arm, reference, labeled, members) for metric in means}
+        pairs = {metric: compare.pair(metric, arm, labeled, members) for metric in ("dice", "hd95_mm", "asd_mm")}
         if pair := pairs["dice"]:
             gains = np.asarray([pair[0][case] - pair[1][case] for case in pair[0]])
-            cells += [f"{np.nanmedian(gains):+.4f}", f"{(gains > 0).sum()} of {len(gains)}"]
+            cells += [f"{np.median(gains):+.4f}", f"{(gains > 0).sum()} of {len(gains)}"]
         else:
             cells += ["-", "-"]
-        way = [way_to(*pair, means[metric][bound]) for metric, pair in pairs.items() if pair and bound]
+        way = [percent for metric in pairs if (percent := compare.way(metric, arm, labeled, members))]
         cells += [", ".join(way) or "-", paired(*pairs["hd95_mm"]) if pairs["hd95_mm"] else "-"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def way_to(reached: dict[str, float], start: dict[str, float], end: dict[str, float]) -> str:
-    """Percent of the difference between the means of ``start`` and ``end`` that ``reached`` has behind it."""
-    a, b, c = (float(np.nanmean(list(v.values()))) for v in (reached, start, end))
-    return f"{100 * (a - b) / (c - b):.0f}" if c != b else "-"
 
 
 def _groups(results: dict) -> dict[tuple[str, int | None], list[tuple[int, int]]]:
@@ -210,15 +219,61 @@ def _groups(results: dict) -> dict[tuple[str, int | None], list[tuple[int, int]]
     return dict(groups)
 
 
-def _pair(
-    means: dict, arm: str, reference: str, labeled: int | None, members: list[tuple[int, int]]
-) -> tuple[dict[str, float], dict[str, float]] | None:
-    """Cases of ``arm`` and of ``reference``, averaged over the subsets and seeds that both have; ``None`` without such."""
-    shared = [member for member in members if (reference, labeled, *member) in means]
-    if arm == reference or not shared:
-        return None
-    ours, theirs = (over_runs(means, [(name, labeled, *member) for member in shared]) for name in (arm, reference))
-    return ours, theirs
+class Comparison:
+    """Arms beside another one, by what is defined for both: a distance to a class that one of them misses is not.
+
+    Args:
+        study: Whose arms they are.
+        reference: Name of the arm that the others are compared with.
+        results: From :func:`collect`.
+    """
+
+    def __init__(self, study: Study, reference: str, results: dict) -> None:
+        self.arms = {name: arm for arm in study.arms for name in (arm.name, f"{arm.name} (A)")}
+        self.study, self.reference, self.results = study, reference, results
+
+    def __str__(self) -> str:
+        measured = any(key[0] == self.reference for key in self.results)
+        return self.reference + " (which is not measured)" * (not measured)
+
+    def pair(
+        self, metric: str, arm: str, labeled: int | None, members: list[tuple[int, int]]
+    ) -> tuple[dict[str, float], dict[str, float]] | None:
+        """Means by case of ``arm`` and of the reference, over the subsets and seeds that both have; ``None`` without such."""
+        found = self._together(metric, labeled, members, [arm, self.reference]) if arm != self.reference else {}
+        ours, theirs = ({case: values[i] for case, values in found.items()} for i in (0, 1))
+        return (ours, theirs) if found else None
+
+    def way(self, metric: str, arm: str, labeled: int | None, members: list[tuple[int, int]]) -> str:
+        """Percent of the difference between the reference and all labels that ``arm`` has behind it.
+
+        Empty without any of the three, or where they were not trained for as many iterations.
+        """
+        epochs = self.study.epochs(self.arms[arm])
+        bounds = [a.name for a in self.study.arms if a.all_labels and self.study.epochs(a) == epochs]
+        compared = arm != self.reference and not self.arms[arm].all_labels
+        if not compared or not bounds or self.study.epochs(self.arms[self.reference]) != epochs:
+            return ""
+        found = self._together(metric, labeled, members, [arm, self.reference, bounds[0]])
+        if not found:
+            return ""
+        reached, start, end = np.mean(list(found.values()), axis=0)
+        return str(round(100 * (reached - start) / (end - start))) if end != start else "-"
+
+    def _together(
+        self, metric: str, labeled: int | None, members: list[tuple[int, int]], names: list[str]
+    ) -> dict[str, tuple[float, ...]]:
+        """By case, the mean of each arm over what is defined in the runs of all of them."""
+        values: dict[str, list[list[float]]] = defaultdict(list)
+        for subset, seed in members:
+            keys = [(name, None, 0, seed) if self.arms[name].all_labels else (name, labeled, subset, seed) for name in names]
+            if not all(key in self.results for key in keys):
+                continue
+            rows = [{(row["case"], row["class"]): row[metric] for row in self.results[key]} for key in keys]
+            for entry in rows[0]:
+                if all(np.isfinite(of_arm.get(entry, np.nan)) for of_arm in rows):
+                    values[entry[0]].append([of_arm[entry] for of_arm in rows])
+        return {case: tuple(np.mean(entries, axis=0)) for case, entries in values.items()}
 
 
 def costs(known: list[dict[str, Any]]) -> list[str]:

@@ -79,7 +79,8 @@ def _execute(study: Study, work: Workspace, run: Run) -> None:
             predict(study, work, run, truth / "imagesTs", predictions, mirrors(study, work), "_auxiliary" if auxiliary else "")
         if work.measurement.largest:
             predictions = _keep_largest(work, predictions, classes)
-        measure(predictions, truth / "labelsTs", classes, description["file_ending"], target, work.processes)
+        ignore = description["labels"].get("ignore")
+        measure(predictions, truth / "labelsTs", classes, description["file_ending"], target, work.processes, ignore)
 
 
 def measured_data(study: Study, work: Workspace, run: Run) -> Path:

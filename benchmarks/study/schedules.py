@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nnunet_caml.networks import make_auxiliary, unwrap
+from nnunet_caml.workers import end_with
 from process_memory import peak_bytes
 from study.commands import replace_text
 from study.description import Run, Study, StudyError
@@ -59,6 +60,8 @@ class Scheduled:
         self.save_every = max(1, min(50, self.study_epochs // (20 if device.type == "cuda" else 10)))
         self._draw_every = max(1, self.study_epochs // 10)
         self._step_s: list[float] = []  # of each epoch in this process
+        if os.environ.get("STUDY_PROCESS") == str(os.getppid()):
+            end_with(os.getppid())  # or the study, killed and started again, would train into the same folder twice
         if "STUDY_THREADS" in os.environ:
             torch.set_num_threads(int(os.environ["STUDY_THREADS"]))
         random.seed(self.study_seed)
@@ -96,6 +99,13 @@ class Scheduled:
             return
         with patch.object(self.logger, "plot_progress_png"), patch("nnunet_caml.progress.plot"):  # type: ignore[attr-defined]
             super().on_epoch_end()  # type: ignore[misc]
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Whole or not at all: nnU-Net writes in place, and a training that is killed meanwhile could not be continued."""
+        half = Path(f"{filename}.half")
+        super().save_checkpoint(filename if hasattr(self, "caml") else str(half))  # type: ignore[misc]
+        if half.is_file():
+            half.replace(filename)
 
     def on_train_end(self) -> None:
         super().on_train_end()  # type: ignore[misc]
