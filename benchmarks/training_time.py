@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from learning_curves import panel, study_of
+from learning_curves import check_output, panel, study_of
 from study import figures
 from study.description import Arm, StudyError
 
@@ -21,9 +21,15 @@ CURVES = {"nnUNetTrainer": ("plain nnU-Net", 1.0), "nnUNetTrainerCAML": ("CAML",
 ALL_LABELS = "plain nnU-Net, all labels"
 
 
-def curve_of(arm: Arm) -> tuple[str, float] | None:
-    """Which curve an arm is a point of, and the cost of its iterations; ``None`` for what is no training of the defaults."""
-    if arm.attributes or arm.pseudo_labels_from or arm.trainer not in CURVES:
+def curve_of(arm: Arm, labeled: int | None) -> tuple[str, float] | None:
+    """Which curve an arm is a point of, and the cost of its iterations; ``None`` for what is no training of the defaults.
+
+    Args:
+        arm: Of a study.
+        labeled: Number of labelled cases, on which an arm's settings may depend; ``None`` for all.
+    """
+    settings = arm.attributes or arm.by_labeled.get(str(labeled))
+    if settings or arm.pseudo_labels_from or arm.trainer not in CURVES:
         return None
     name, cost = CURVES[arm.trainer]
     return (ALL_LABELS if arm.all_labels else name), cost
@@ -36,22 +42,58 @@ def points(folders: list[str], labeled: int, subsets: list[int] | None = None) -
     times do.
 
     Raises:
-        StudyError: As :func:`learning_curves.panel`, or there is nothing to draw.
+        StudyError: As :func:`learning_curves.panel`, the folders are not comparable, or there is nothing to draw.
     """
+    folders = list(dict.fromkeys(folders))
+    _check_comparable(folders)
     names = [*(name for name, _ in CURVES.values()), ALL_LABELS]
     found: dict[str, dict[float, list[float]]] = {name: defaultdict(list) for name in names}
+    trained: dict[tuple, str] = {}  # where each training is from
+    measured: dict[frozenset[str], str] = {}  # and each set of cases
     for folder in folders:
         study, *_ = study_of(folder)
-        drawn = {arm.name: arm for arm in study.arms if curve_of(arm)}
-        for (name, number, subset, _), cases in panel(folder).items():
+        arms = {arm.name: arm for arm in study.arms}
+        for (name, number, subset, seed), cases in panel(folder).items():
             asked = number is None or (number == labeled and (subsets is None or subset in subsets))
-            if name in drawn and asked and (curve := curve_of(drawn[name])):
-                time = curve[1] * (drawn[name].iterations or study.iterations) / 1000
-                found[curve[0]][time].append(float(np.nanmean(list(cases.values()))))
+            if not asked or (curve := curve_of(arms[name], number)) is None:
+                continue
+            time = curve[1] * (arms[name].iterations or study.iterations) / 1000
+            found[curve[0]][time].append(float(np.nanmean(list(cases.values()))))
+            if (other := trained.setdefault((curve, time, subset, seed), folder)) != folder:
+                which = f"{name}, {'all' if number is None else number} labelled cases, subset {subset}, seed {seed}"
+                raise StudyError(f"{other} and {folder} both have a training of {which}: leave one of them out.")
+            measured.setdefault(frozenset(cases), where := f"{folder} ({name})")
+            if len(measured) > 1:
+                raise StudyError(f"{where} has other cases than {next(iter(measured.values()))}: leave one of them out.")
     if not any(name != ALL_LABELS and times for name, times in found.items()):
         raise StudyError(f"{', '.join(folders)}: no figures of nnU-Net or CAML with {labeled} labelled cases.")
     whole = {name: max(map(len, times.values()), default=0) for name, times in found.items()}
     return {name: {t: r for t, r in times.items() if len(r) == whole[name]} for name, times in found.items() if times}
+
+
+def _check_comparable(folders: list[str]) -> None:
+    """Nothing but the arms and the length of their trainings may differ.
+
+    Raises:
+        StudyError: Something else does.
+    """
+    first, *others = folders
+    for other in others:
+        for what, value in _conditions(other).items():
+            if value != _conditions(first)[what]:
+                raise StudyError(f"{first} and {other} cannot be drawn together: their {what}; name folders of one kind.")
+
+
+def _conditions(folder: str) -> dict[str, object]:
+    """What the figures of a folder depend on beside the arms, by the words for a difference in it."""
+    study, how = study_of(folder)
+    return {
+        "data differ": study.data,
+        "configurations differ": study.configuration,
+        "models are measured on other cases, development or test cases": how.test,
+        "predictions differ, mirrored or not": study.test_time_augmentation if how.mirrored is None else how.mirrored,
+        "predictions differ, all components or the largest": how.largest,
+    }
 
 
 def main() -> int:
@@ -66,6 +108,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture")
     options = parser.parse_args()
     try:
+        check_output(options.output)
         panels = {f"{n} labelled cases": points(options.folders, n, options.subsets) for n in options.labeled}
     except StudyError as error:
         print(f"training_time.py: {error}", file=sys.stderr)
