@@ -12,6 +12,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from study_helpers import study, write_figures
 
 import learning_curves
@@ -344,3 +346,25 @@ def test_table_of_memory(costs_folder: Path):
     assert least["both"] < least["recomputed activations"] < least["shared encoder"] < least["two networks"]
     assert least["two networks"] < memory_table.lower_bound_bytes(default, {})
     memory_table.take_steps(plans(SIZES["tiny"]), memory_table.WAYS["both"], "cpu")
+
+
+def test_voxels_that_nobody_annotated_count_for_nothing(tmp_path: Path):
+    """As in nnU-Net's own figures."""
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.integers(0, 4, (2, 8, 9, 10)).astype(np.uint8)
+    prediction[prediction == 3] = 1
+    for name, array in (("a", truth), ("b", prediction)):
+        write(array, tmp_path / f"{name}.nii.gz")
+    rows = {r["class"]: r for r in measure_case(tmp_path / "b.nii.gz", tmp_path / "a.nii.gz", {"x": 1, "y": 2}, ignore=3)}
+    files = str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii.gz")
+    expected = compute_metrics(*files, SimpleITKIO(), [1, 2], 3)["metrics"]
+    assert [rows["x"]["dice"], rows["y"]["dice"]] == pytest.approx([expected[1]["Dice"], expected[2]["Dice"]])
+
+
+def test_cases_with_dots_in_their_names_stay_apart(tmp_path: Path):
+    """As DICOM's identifiers have them."""
+    for folder in ("truth", "predictions"):
+        for case in ("1.2.840", "1.2.841"):
+            write(ball((10, 12, 12), 5), tmp_path / folder / f"{case}.nii.gz")
+    measure(tmp_path / "predictions", tmp_path / "truth", {"big": 1}, ".nii.gz", tmp_path / "m.csv")
+    assert [row["case"] for row in read_metrics(tmp_path / "m.csv")] == ["1.2.840", "1.2.841"]

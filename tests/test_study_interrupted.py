@@ -1,0 +1,100 @@
+"""Studies that are ended from outside, at a bad moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_run_study import WORDS
+
+import study.schedules
+from study.schedules import Scheduled
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+class Trainer:
+    """Saves as nnU-Net does, in place."""
+
+    dies = False
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
+        self.device = device
+
+    def save_checkpoint(self, filename: str) -> None:
+        Path(filename).write_text("half", encoding="utf-8")
+        if self.dies:
+            raise KeyboardInterrupt
+        Path(filename).write_text("whole", encoding="utf-8")
+
+
+def scheduled(**attributes: Any) -> Any:
+    kind: Any = type("Mine", (Scheduled, Trainer), {"study_epochs": 5, "study_iterations": 4, **attributes})
+    return kind({}, "3d_fullres", 0, {}, torch.device("cpu"))
+
+
+def test_a_kill_leaves_the_checkpoint_before(tmp_path: Path):
+    """Of an arm that is plain nnU-Net, with which it could not be continued otherwise."""
+    file = tmp_path / "checkpoint_latest.pth"
+    trainer = scheduled()
+    trainer.save_checkpoint(str(file))
+    assert [(f.name, f.read_text(encoding="utf-8")) for f in tmp_path.iterdir()] == [(file.name, "whole")]
+    file.write_text("before", encoding="utf-8")
+    trainer.dies = True
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint(str(file))
+    assert file.read_text(encoding="utf-8") == "before"
+
+
+def test_what_saves_whole_files_itself_is_left_alone(tmp_path: Path, monkeypatch):
+    saved: list[str] = []
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda _self, filename: saved.append(filename))
+    scheduled(caml=None).save_checkpoint("x.pth")
+    assert saved == ["x.pth"]
+
+
+@pytest.mark.parametrize(("parent", "watched"), [(os.getppid(), True), (1 + os.getppid(), False), (None, False)])
+def test_a_training_ends_with_its_study_alone(monkeypatch, parent: int | None, watched: bool):
+    """Not with a shell in which its command was typed."""
+    ends_with: list[int] = []
+    monkeypatch.setattr(study.schedules, "end_with", ends_with.append)
+    monkeypatch.delenv("STUDY_PROCESS", raising=False)
+    if parent is not None:
+        monkeypatch.setenv("STUDY_PROCESS", str(parent))
+    scheduled()
+    assert ends_with == [os.getppid()] * watched
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_nothing_runs_on_when_a_study_is_ended(tmp_path: Path, number: signal.Signals):
+    (tmp_path / "mine.json").write_text(json.dumps(WORDS), encoding="utf-8")
+    (tmp_path / "sleep.py").write_text(
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)\n", encoding="utf-8"
+    )
+    (tmp_path / "start.py").write_text(
+        "import sys, run_study\n"
+        "run_study.data.prepare = lambda study, work, selected: work.run('x', ['python', 'sleep.py'])\n"
+        "sys.argv = ['run_study.py', 'mine.json', '-o', 'output', '--shared', '.']\n"
+        "sys.exit(run_study.main())\n",
+        encoding="utf-8",
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen([sys.executable, "start.py"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:
+        pid = tmp_path / "pid"
+        end = time.monotonic() + 120
+        while not (pid.is_file() and pid.read_text(encoding="utf-8")):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"The same command goes on from here" in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text(encoding="utf-8")), 0)
