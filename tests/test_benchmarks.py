@@ -202,7 +202,7 @@ def test_what_is_there_is_not_announced_as_work(tmp_path: Path):
     for run in (trained, untrained):
         folder = model_folder(s, work, run) / "fold_all"
         folder.mkdir(parents=True)
-        (folder / COST).write_text(json.dumps({"iteration_s": 36.0}), encoding="utf-8")
+        (folder / COST).write_text(json.dumps({"iteration_s": 99.0, "training_s": 3600.0, "iterations": 100}), encoding="utf-8")
     (model_folder(s, work, trained) / "fold_all" / "checkpoint_final.pth").touch()
     text = report.plan(s, work, [trained, untrained], 1)
     assert "1 trained models are left to be measured." in text

@@ -218,10 +218,23 @@ def test_what_a_training_cost(tmp_path: Path, monkeypatch):
     assert cost == {
         "iteration_s": 5 / 10,  # the median of the second half of the epochs
         "training_s": 26.0,
+        "iterations": 50,
         "epochs_in_this_process": 4,
         "step_s": pytest.approx(3.5 / 30),
         "peak_memory_bytes": 2**30,
     }
+
+
+def test_a_continued_training_sees_other_patches(tmp_path: Path):
+    drawn = []
+    for epoch in (0, 1, 3, 3):
+        trainer = scheduled(tmp_path, 7)
+        trainer.current_epoch = epoch
+        trainer.on_train_start()
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert drawn[2] == drawn[3]
+    for generator in range(3):
+        assert len({numbers[generator] for numbers in drawn}) == 3
 
 
 def test_pictures_are_drawn_about_ten_times(tmp_path: Path, monkeypatch):
@@ -254,7 +267,10 @@ def test_seconds_of_an_iteration_are_those_of_the_arm(tmp_path: Path):
     def took(r: Run, seconds: float) -> None:
         file = runs.model_folder(s, work, r) / "fold_all" / COST
         file.parent.mkdir(parents=True)
-        file.write_text(json.dumps({"iteration_s": seconds}), encoding="utf-8")
+        # the mean of all 100 iterations of a run is less than what one takes later on
+        file.write_text(
+            json.dumps({"iteration_s": seconds * (2 if r.seed >= 0 else 1), "training_s": 100 * seconds, "iterations": 100})
+        )
 
     took(Run(arms[1], 8, 0, -1), 3.0)
     assert [runs.iteration_seconds(s, work, arm) for arm in arms] == [None, 3.0, None]

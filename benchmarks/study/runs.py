@@ -124,12 +124,16 @@ def time_arms(study: Study, work: Workspace, selected: list[Run]) -> None:
 
 
 def iteration_seconds(study: Study, work: Workspace, arm: Arm) -> float | None:
-    """Seconds per iteration in any finished run of an arm, or in its training for timing; ``None`` if there is neither."""
+    """Seconds per iteration in any finished run of an arm, or in its training for timing; ``None`` if there is neither.
+
+    Of a finished run that is the mean: the first iterations of CAML, without unlabelled patches, are the cheaper ones.
+    """
     arm = next((other for other in study.arms if other.name == arm.pseudo_labels_from), arm)
     of_arm = [run for run in study.runs() if run.arm.name == arm.name]
     for run in (*of_arm, *(Run(arm, run.labeled, run.subset, -1) for run in of_arm)):
         if cost := read_cost(study, work, run):
-            return cost["iteration_s"]
+            # earlier versions did not write down how many there were
+            return cost["iteration_s"] if run.seed < 0 or "iterations" not in cost else cost["training_s"] / cost["iterations"]
     return None
 
 

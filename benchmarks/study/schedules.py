@@ -64,9 +64,12 @@ class Scheduled:
             end_with(os.getppid())  # or the study, killed and started again, would train into the same folder twice
         if "STUDY_THREADS" in os.environ:
             torch.set_num_threads(int(os.environ["STUDY_THREADS"]))
-        random.seed(self.study_seed)
-        np.random.seed(self.study_seed)
-        torch.manual_seed(self.study_seed)
+        self._seed(self.study_seed)
+
+    def _seed(self, number: int) -> None:
+        random.seed(number)
+        np.random.seed(number)
+        torch.manual_seed(number)
 
     def initialize(self) -> None:
         super().initialize()  # type: ignore[misc]
@@ -121,6 +124,7 @@ class Scheduled:
             # with loading, and with nnU-Net's look at validation patches
             "iteration_s": last / self.num_iterations_per_epoch,
             "training_s": float(np.sum(np.subtract(ended, started))),
+            "iterations": self.num_epochs * self.num_iterations_per_epoch,
             "epochs_in_this_process": self.num_epochs - self._first_epoch,
         }
         if self._step_s:
@@ -135,6 +139,9 @@ class Scheduled:
         replace_text(folder / COST, json.dumps(cost) + "\n")
 
     def on_train_start(self) -> None:
+        epoch = self.current_epoch  # type: ignore[attr-defined]
+        if epoch:  # or a continued training would see the patches of its first epochs again; CAML restores its generators
+            self._seed(1000 * epoch + self.study_seed)
         super().on_train_start()  # type: ignore[misc]
         self._first_epoch = self.current_epoch  # type: ignore[attr-defined]
 
