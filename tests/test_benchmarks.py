@@ -32,7 +32,7 @@ from study.description import Arm, Data, StudyError, read_study
 from study.kept import kept_file
 from study.metrics import METRICS, measure, measure_case, read_metrics
 from study.runs import measured_data, metrics_file, mirrors, model_folder
-from study.schedules import COST, trainer_name, write_trainers
+from study.schedules import COST, trainer_classes, trainer_name, write_trainers
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -54,6 +54,7 @@ def test_studies_of_the_repository(file: Path):
     found = read_study(file)
     assert found.name == file.stem
     assert len({run.name for run in found.runs()}) == len(found.runs()) > 1
+    assert trainer_classes(found).keys() >= {trainer_name(run) for run in found.runs()}
     assert (BENCHMARKS.parent / "dataset_conversion" / found.data.converter).is_file()
     if found.data.source.startswith("hippocampus"):  # so that whoever has all 260 cases draws the same lots
         assert len(read_list(Path(found.data.only))) == 200

@@ -32,7 +32,7 @@ STUDY = {
         "name": "3d_mini",
         "inherits_from": "3d_fullres",
         "patch_size": [16, 16, 16],
-        "features": [4, 8],
+        "features": [4, 8, 8],
         "batch_size": 2,
     },
     "arms": ARMS,
@@ -83,7 +83,9 @@ def test_every_kind_of_arm_and_a_kill(tmp_path: Path):
 
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
-    log = (output / "logs" / "CAML-2-subset0-seed0.nnUNetv2_train.txt").read_text(encoding="utf-8")
+    logs = {file.name: file.read_text(encoding="utf-8") for file in (output / "logs").glob("*.nnUNetv2_train.txt")}
+    assert not [name for name, log in logs.items() if "train_loss nan" in log]
+    log = logs["CAML-2-subset0-seed0.nnUNetv2_train.txt"]
     assert "Epoch 0\n" not in log.replace(" \n", "\n"), "the training did not go on from its checkpoint"
     with (output / "report" / "cases.csv").open(encoding="utf-8") as rows:
         measured = list(csv.DictReader(rows))

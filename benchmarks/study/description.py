@@ -1,12 +1,23 @@
 """The file that describes a study."""
 
 import json
+import math
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
 
-__all__ = ["Arm", "Configuration", "Data", "Run", "Study", "StudyError", "read_study"]
+__all__ = ["Arm", "Configuration", "Data", "Run", "Study", "StudyError", "fits", "read_study", "shown", "words"]
+
+#: what a value of the file is called, by its type here; the second is for several of them
+_WORDS: dict[Any, tuple[str, str]] = {
+    str: ("a text", "texts"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", ""),
+    NoneType: ("null", ""),
+}
 
 
 class StudyError(ValueError):
@@ -44,9 +55,9 @@ class Configuration:
 
     Attributes:
         name: Of the configuration.
-        inherits_from: Of the planned one that it is made from.
+        inherits_from: Of the planned one that it is made from; without it, the next four have no effect.
         patch_size: In voxels, axes as in the plans.
-        features: Channels per stage; as many stages as there are entries.
+        features: Channels per stage; as many stages as there are entries, three at least.
         spacing: In mm; ``None`` keeps that of ``inherits_from``.
         batch_size: ``None`` keeps that of ``inherits_from``.
         planner: nnU-Net's experiment planner.
@@ -179,9 +190,13 @@ def read_study(path: Path) -> Study:
             content[key] = _make(kind, content[key], f"{path}, {key}")
     if "data" in content and content["data"].only is not None:
         content["data"] = replace(content["data"], only=str(path.resolve().parent / content["data"].only))
-    content["arms"] = tuple(_make(Arm, {"name": k, **v}, f"{path}, arm {k}") for k, v in content.get("arms", {}).items())
+    arms = _object(content.get("arms", {}), f"{path}, arms")
+    content["arms"] = tuple(_make(Arm, arm, f"{path}, arm {name}", name=name) for name, arm in arms.items())
     study = _make(Study, content, str(path))
     _check(study, path)
+    for arm in study.arms:
+        _check_arm(arm, study, f"{path}, arm {arm.name}")
+    _check_configuration(study.configuration, f"{path}, configuration")
     return study
 
 
@@ -195,30 +210,71 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _make(kind: type, content: dict[str, Any], where: str) -> Any:
-    known = {f.name for f in fields(kind)}
-    if unknown := sorted(set(content) - known):
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of the file may stand for a type; a list stands for a tuple, and ``true`` is no number."""
+    inside = get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(fits(v, inside[0]) for v in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(fits(v, inside[1]) for v in value.values())
+    if inside:
+        return any(fits(value, k) for k in inside)
+    if kind is float:
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    return kind is Any or type(value) is kind
+
+
+def words(kind: Any) -> str:
+    """What a user calls a type."""
+    inside = get_args(kind)
+    if get_origin(kind) is tuple:
+        return f"a list of {_WORDS[inside[0]][1]}"
+    if get_origin(kind) is dict:
+        return "an object" if inside[1] is Any else "an object of objects"
+    return " or ".join(map(words, inside)) if inside else _WORDS[kind][0]
+
+
+def shown(value: Any) -> str:
+    """A value as it is in the file."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise StudyError(f"{where} should be an object, not {shown(value)}.")
+    return value
+
+
+def _make(kind: type, content: Any, where: str, **given: Any) -> Any:
+    """What an object of the file describes; ``given`` is what is not told in it."""
+    content = _object(content, where)
+    known = {f.name: f for f in fields(kind) if f.name not in given}
+    if unknown := sorted(set(content) - set(known)):
         raise StudyError(f"{where}: {unknown[0]!r} is unknown; there are {', '.join(sorted(known))}.")
-    try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
-    except TypeError as error:
-        raise StudyError(f"{where}: {error}.") from error
+    for key, entry in known.items():
+        if key not in content:
+            if entry.default is MISSING and entry.default_factory is MISSING:
+                raise StudyError(f"{where}: {key!r} is missing.")
+        elif not fits(content[key], entry.type):
+            raise StudyError(f"{where}: {key} should be {words(entry.type)}, not {shown(content[key])}.")
+    return kind(**given, **{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
 
 
 def _check(study: Study, path: Path) -> None:
     if not study.arms:
         raise StudyError(f"{path} has no arms: name at least one trainer.")
-    names = {arm.name: arm for arm in study.arms}
-    if len({arm.slug for arm in study.arms}) < len(names):
+    if len({arm.slug for arm in study.arms}) < len(study.arms):
         raise StudyError(f"{path}: two arms differ in punctuation only; give them other names.")
-    for arm in study.arms:
-        if strange := sorted(set(arm.by_labeled) - set(map(str, study.labeled))):
-            raise StudyError(f"{path}, arm {arm.name}: by_labeled {strange[0]!r} is no number of labelled cases here.")
-        other = arm.pseudo_labels_from
-        if other is not None and (other not in names or names[other].pseudo_labels_from or names[other].all_labels):
-            raise StudyError(f"{path}, arm {arm.name}: pseudo_labels_from should name a plain arm, not {other!r}.")
+    for key, least in (("labeled", 1), ("subsets", 0), ("seeds", 0)):  # a seed below 0 is that of a training for timing
+        values = getattr(study, key)
+        if not values or min(values) < least or len(set(values)) < len(values):
+            raise StudyError(f"{path}: {key} should be one or more different whole numbers from {least}, not {shown(values)}.")
+    if study.data.development < 0:
+        raise StudyError(f"{path}, data: development should be a whole number from 0, not {study.data.development}.")
     if study.data.order_of_source and (study.subsets != (0,) or study.data.development):
         raise StudyError(f"{path}: with order_of_source there is subset 0 only, and no development cases; change one of them.")
+    if study.iterations_per_epoch < 1:
+        raise StudyError(f"{path}: iterations_per_epoch should be a whole number from 1, not {study.iterations_per_epoch}.")
     lengths = {str(path): study.iterations}
     lengths |= {f"{path}, arm {arm.name}": arm.iterations for arm in study.arms if arm.iterations is not None}
     for where, iterations in lengths.items():
@@ -227,3 +283,37 @@ def _check(study: Study, path: Path) -> None:
                 f"{where}: {iterations} iterations are no whole number of epochs of {study.iterations_per_epoch}; "
                 "change iterations or iterations_per_epoch."
             )
+
+
+def _check_arm(arm: Arm, study: Study, where: str) -> None:
+    for key in ("pseudo_labels_from", "by_labeled"):
+        if arm.all_labels and getattr(arm, key):
+            raise StudyError(f"{where}: {key} has no meaning with all_labels, which leaves no case without a label.")
+    if strange := sorted(set(arm.by_labeled) - set(map(str, study.labeled))):
+        raise StudyError(f"{where}: by_labeled {strange[0]!r} is no number of labelled cases here.")
+    plain = {other.name for other in study.arms if not other.all_labels and other.pseudo_labels_from is None}
+    if arm.pseudo_labels_from is not None and arm.pseudo_labels_from not in plain:
+        raise StudyError(f"{where}: pseudo_labels_from should name a plain arm, not {arm.pseudo_labels_from!r}.")
+
+
+def _check_configuration(configuration: Configuration, where: str) -> None:
+    name, planned = configuration.name, configuration.inherits_from
+    for key in ("patch_size", "features", "spacing", "batch_size"):
+        value = getattr(configuration, key)
+        if value is None:
+            continue
+        if planned is None:
+            raise StudyError(
+                f"{where}: {key} has no effect without inherits_from: name there the planned configuration that is to be "
+                f"changed, such as 3d_fullres, and give this one a name of its own."
+            )
+        if min(value, default=0) <= 0 if isinstance(value, tuple) else value <= 0:
+            raise StudyError(f"{where}: {key} should be above 0, not {shown(value)}.")
+    if planned == name:
+        raise StudyError(f"{where}: name and inherits_from are both {name!r}: give this configuration a name of its own.")
+    if configuration.features is not None and len(configuration.features) < 3:
+        # of the lowest resolution that has a loss nnU-Net makes the weight 0; with two stages that is the only one
+        raise StudyError(
+            f"{where}: features should be three or more, not {shown(configuration.features)}: the loss of a network with fewer "
+            f"stages is no number."
+        )

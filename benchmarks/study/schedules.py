@@ -8,8 +8,10 @@ import os
 import random
 import shutil
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
+from types import NoneType
 from typing import Any
 from unittest.mock import patch
 
@@ -20,10 +22,10 @@ from nnunet_caml.networks import make_auxiliary, unwrap
 from nnunet_caml.workers import end_with
 from process_memory import peak_bytes
 from study.commands import replace_text
-from study.description import Run, Study, StudyError
+from study.description import Arm, Run, Study, StudyError, fits, shown, words
 from study.provenance import MADE_WITH, made_with
 
-__all__ = ["AuxiliaryNetwork", "Scheduled", "find_trainer", "trainer_name", "write_trainers"]
+__all__ = ["AuxiliaryNetwork", "Scheduled", "find_trainer", "trainer_classes", "trainer_name", "write_trainers"]
 
 COST = "cost.json"
 #: Epochs and iterations of each, of a training that only serves to time an arm. The median of the last three counts: in the
@@ -214,35 +216,24 @@ def find_trainer(name: str) -> type:
     return known[name]
 
 
-def write_trainers(study: Study, folder: Path) -> None:
-    """Writes ``study_trainers.py``: one class per arm and seed, and per number of labelled cases where that matters.
+def trainer_classes(study: Study) -> dict[str, list[str]]:
+    """Lines of the classes of a study by their names: one per arm and seed, and per number of labels where that matters.
 
     Raises:
-        StudyError: An arm names a trainer, or an attribute of it, that does not exist.
+        StudyError: An arm names a trainer that does not exist, or a setting that this does not have, or has of another type;
+            or two arms would have a class of the same name.
     """
-    lines = [
-        f'"""Trainers of the study {study.name}; written by benchmarks/run_study.py."""',
-        "",
-        "from study.schedules import AuxiliaryNetwork, Scheduled, find_trainer",
-        "",
-    ]
-    written = set()
+    for arm in study.arms:
+        _check_arm(arm)
+    classes: dict[str, list[str]] = {}
+    arms: dict[str, str] = {}
     for run in study.runs():
-        trainer = find_trainer(run.arm.trainer)
         attributes = {**run.arm.attributes, **run.arm.by_labeled.get(str(run.labeled), {})}
-        for key in attributes:
-            if not hasattr(trainer, key) and not hasattr(Scheduled, key):
-                raise StudyError(f"arm {run.arm.name}: {run.arm.trainer} has no attribute {key!r}.")
         for seed in (-1, run.seed):
             name = trainer_name(replace(run, seed=seed))
-            if name in written:
-                continue
-            written.add(name)
-            epochs, iterations = study.epochs(run.arm), study.iterations_per_epoch
-            if seed < 0:
-                epochs, iterations = TIMING
+            epochs, iterations = TIMING if seed < 0 else (study.epochs(run.arm), study.iterations_per_epoch)
             auxiliary = run.arm.auxiliary and seed >= 0
-            lines += [
+            lines = [
                 "",
                 f'class {name}(Scheduled, find_trainer("{run.arm.trainer}")):',
                 f"    study_epochs = {epochs}",
@@ -254,4 +245,46 @@ def write_trainers(study: Study, folder: Path) -> None:
             ]
             if auxiliary:
                 lines += ["", f"class {name}_auxiliary(AuxiliaryNetwork, {name}):", "    pass", ""]
+            first = arms.setdefault(name, run.arm.name)
+            if classes.setdefault(name, lines) != lines:
+                raise StudyError(
+                    f"arms {first} and {run.arm.name} would both be trained by a class {name}: give one of them another name."
+                )
+    return classes
+
+
+def _check_arm(arm: Arm) -> None:
+    from nnunet_caml.trainer import nnUNetTrainerCAML  # imported here, as in find_trainer
+
+    where = f"arm {arm.name}"
+    try:
+        trainer = find_trainer(arm.trainer)
+    except StudyError as error:
+        raise StudyError(f"{where}: {error}") from error
+    if arm.auxiliary and not issubclass(trainer, nnUNetTrainerCAML):
+        raise StudyError(f"{where}: auxiliary should be false with {arm.trainer}, which has no network A.")
+    for attributes in (arm.attributes, *arm.by_labeled.values()):
+        for key, value in attributes.items():
+            if not hasattr(trainer, key) and not hasattr(Scheduled, key):
+                raise StudyError(f"{where}: {arm.trainer} has no attribute {key!r}.")
+            default = getattr(trainer if hasattr(trainer, key) else Scheduled, key)
+            if key.startswith("_") or not isinstance(default, str | int | float | NoneType):
+                raise StudyError(f"{where}: {key!r} of {arm.trainer} is no setting: those are numbers, texts, true or false.")
+            if default is not None and not fits(value, type(default)):
+                raise StudyError(f"{where}: {key} of {arm.trainer} should be {words(type(default))}, not {shown(value)}.")
+
+
+def write_trainers(study: Study, folder: Path) -> None:
+    """Writes ``study_trainers.py``, with the classes of a study.
+
+    Raises:
+        StudyError: As of :func:`trainer_classes`.
+    """
+    lines = [
+        f'"""Trainers of the study {study.name}; written by benchmarks/run_study.py."""',
+        "",
+        "from study.schedules import AuxiliaryNetwork, Scheduled, find_trainer",
+        "",
+        *chain.from_iterable(trainer_classes(study).values()),
+    ]
     replace_text(folder / "study_trainers.py", "\n".join(lines))
