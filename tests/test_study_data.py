@@ -11,8 +11,14 @@ from conftest import blobs, write_image
 from test_benchmarks import BENCHMARKS, study
 
 from study.commands import Workspace
-from study.data import _prepare, add_configuration, check_batch_sizes, plan_and_preprocess
+from study.data import _prepare, add_configuration, check_batch_sizes, plan_and_preprocess, prepare
 from study.description import Arm, Configuration, Data, StudyError
+
+PLANNED = {
+    "patch_size": [40, 56, 40],
+    "batch_size": 2,
+    "architecture": {"arch_kwargs": {"n_conv_per_stage": [2, 2], "n_conv_per_stage_decoder": [2]}},
+}
 
 
 def test_two_processes_share_a_study(tmp_path: Path):
@@ -62,15 +68,29 @@ def test_plans_have_the_studys_name_whatever_the_planner_calls_them(tmp_path: Pa
     check_batch_sizes(s, work, ["Blobs", "MoreBlobs"])
     planned["configurations"]["3d_fullres"]["batch_size"] += 2
     (more / "nnUNetPlans.json").write_text(json.dumps(planned), encoding="utf-8")
-    with pytest.raises(StudyError, match=r"different sizes \(Blobs: \d+, MoreBlobs: \d+\)"):
+    with pytest.raises(StudyError, match=r"different sizes \(Blobs: \d+, MoreBlobs: \d+\).* Give inherits_from and batch_size"):
         check_batch_sizes(s, work, ["Blobs", "MoreBlobs"])
+    check_batch_sizes(s, work, ["Blobs", "not planned yet"])
+
+
+def test_parts_of_a_study_have_batches_of_the_same_size(tmp_path: Path, commands: list[list[str]]):
+    """What was prepared before counts, though it is not selected now."""
+    arms = (Arm("plain", "nnUNetTrainer"), Arm("all", "nnUNetTrainer", all_labels=True))
+    s, work = study(labeled=(4,), arms=arms), Workspace(tmp_path, tmp_path)
+    four, everything = s.runs()
+    prepare(s, work, [four])
+    plans = work.preprocessed / work.dataset("AllLabels") / "nnUNetPlans.json"
+    plans.parent.mkdir(exist_ok=True)
+    plans.write_text(json.dumps({"configurations": {"3d_fullres": {**PLANNED, "batch_size": 4}}}), encoding="utf-8")
+    (plans.parent / ".ready").touch()
+    for part in ([everything], [four]):
+        with pytest.raises(StudyError, match=r"different sizes \(AllLabels: 4, Labeled4Subset0: 2\)"):
+            prepare(s, work, part)
 
 
 def test_smaller_configuration(tmp_path: Path):
-    arguments = {"n_conv_per_stage": [2, 2], "n_conv_per_stage_decoder": [2]}
-    planned = {"patch_size": [40, 56, 40], "architecture": {"arch_kwargs": arguments}}
     file = tmp_path / "plans.json"
-    file.write_text(json.dumps({"plans_name": "p", "configurations": {"3d_fullres": planned}}))
+    file.write_text(json.dumps({"plans_name": "p", "configurations": {"3d_fullres": PLANNED}}))
     add_configuration(
         file, Configuration("s", "3d_fullres", patch_size=(20, 32, 6), features=(4, 8, 16, 16), spacing=(2, 2, 2))
     )
@@ -78,6 +98,40 @@ def test_smaller_configuration(tmp_path: Path):
     assert entry["architecture"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 1], [1, 2, 1]]
     assert entry["data_identifier"] == "p_s"
     assert len(entry["architecture"]["arch_kwargs"]["n_conv_per_stage_decoder"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("configuration", "sentence"),
+    [
+        (Configuration("3d_fulres"), "configuration: name should be one of 2d, 3d_fullres, as planned in .*, not '3d_fulres'"),
+        (
+            Configuration("s", "3d_fulres"),
+            "configuration: inherits_from should be one of 2d, 3d_fullres, as .*, not '3d_fulres'",
+        ),
+        (
+            Configuration("s", "3d_fullres", patch_size=(20, 32)),
+            r"patch_size should have 3 axes, as 3d_fullres.*, not \[20, 32\]",
+        ),
+        (Configuration("s", "3d_fullres", spacing=(2.0,)), r"spacing should have 3 axes, as 3d_fullres .*, not \[2.0\]"),
+    ],
+)
+def test_a_configuration_that_the_plans_do_not_have(tmp_path: Path, configuration: Configuration, sentence: str):
+    file = tmp_path / "plans.json"
+    file.write_text(json.dumps({"plans_name": "p", "configurations": {"2d": PLANNED, "3d_fullres": PLANNED}}))
+    before = file.read_text(encoding="utf-8")
+    with pytest.raises(StudyError, match=sentence):
+        add_configuration(file, configuration)
+    assert file.read_text(encoding="utf-8") == before
+
+
+def test_a_configuration_that_inherits_itself(tmp_path: Path):
+    """As nnU-Net's plans have the cascade's: a name, and what is different."""
+    file = tmp_path / "plans.json"
+    planned = {"3d_fullres": PLANNED, "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}}
+    file.write_text(json.dumps({"plans_name": "p", "configurations": planned}))
+    add_configuration(file, Configuration("s", "3d_cascade_fullres", features=(4, 8, 8)))
+    entry = json.loads(file.read_text(encoding="utf-8"))["configurations"]["s"]
+    assert entry["architecture"]["arch_kwargs"]["features_per_stage"] == [4, 8, 8]
 
 
 @pytest.fixture
@@ -91,6 +145,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
             work.raw / work.dataset(label) / "imagesUn" if command[0] == "python" else work.preprocessed / work.dataset(label)
         )
         folder.mkdir(parents=True, exist_ok=True)
+        if command[0] == "nnUNetv2_plan_experiment":
+            plans = json.dumps({"configurations": {"3d_fullres": PLANNED}})
+            (folder / "nnUNetPlans.json").write_text(plans, encoding="utf-8")
 
     monkeypatch.setattr(Workspace, "run", run)
     return said

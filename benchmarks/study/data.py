@@ -14,7 +14,7 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from study.commands import Workspace
-from study.description import Configuration, Run, Study, StudyError
+from study.description import Configuration, Run, Study, StudyError, shown
 
 __all__ = ["PLANS", "check_batch_sizes", "dataset_name", "prepare", "pseudo_labeled"]
 
@@ -40,25 +40,29 @@ def prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
         StudyError: They cannot be compared, or were prepared for another configuration.
     """
     _prepare(study, work, selected)
-    check_batch_sizes(study, work, sorted({dataset_name(study, run) for run in selected}))
+    # of other parts of the study as well, which may have been run before
+    check_batch_sizes(study, work, sorted({dataset_name(study, run) for run in study.runs()}))
 
 
 def check_batch_sizes(study: Study, work: Workspace, names: Sequence[str]) -> None:
     """Raises if data sets have batches of different sizes: nnU-Net lets one cover 5 % of the labelled voxels at most.
 
+    Those that are not planned yet are left out.
+
     Raises:
         StudyError: With all labels, it planned more for a batch than with a few.
     """
-    sizes = {
-        name: PlansManager(str(work.preprocessed / work.dataset(name) / f"{PLANS}.json"))
-        .get_configuration(study.configuration.name)
-        .batch_size
-        for name in names
-    }
+    sizes = {}
+    for name in names:
+        if (file := work.preprocessed / work.dataset(name) / f"{PLANS}.json").is_file():
+            plans = PlansManager(str(file))
+            if study.configuration.name in plans.available_configurations:  # not where a preparation was interrupted
+                sizes[name] = plans.get_configuration(study.configuration.name).batch_size
     if len(set(sizes.values())) > 1:
         raise StudyError(
             f"{study.name}: nnU-Net plans batches of different sizes ({', '.join(f'{k}: {v}' for k, v in sizes.items())}), so "
-            f"arms would differ in how much they see. Give batch_size in the study's configuration, and another --output."
+            f"arms would differ in how much they see. Give inherits_from and batch_size in the study's configuration, with a "
+            f"name of its own, and another --output."
         )
 
 
@@ -142,15 +146,26 @@ def add_configuration(plans_file: Path, configuration: Configuration) -> None:
     """Adds a smaller configuration to nnU-Net's plans, as one would do it by hand; nothing if it is a planned one.
 
     Strides halve an axis from stage to stage as long as it stays at least 4 voxels long, as nnU-Net's planner does.
+
+    Raises:
+        StudyError: The plans do not have the planned one, or it has another number of axes.
     """
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    base = configuration.inherits_from or configuration.name
+    if base not in plans["configurations"]:
+        key, there = "inherits_from" if configuration.inherits_from else "name", ", ".join(plans["configurations"])
+        raise StudyError(f"configuration: {key} should be one of {there}, as planned in {plans_file}, not {base!r}.")
     if configuration.inherits_from is None:
         return
-    plans = json.loads(plans_file.read_text(encoding="utf-8"))
-    entry: dict = {"inherits_from": configuration.inherits_from}
-    planned = plans["configurations"][configuration.inherits_from]
+    entry: dict = {"inherits_from": base}
+    planned = PlansManager(plans).get_configuration(base).configuration
     patch = configuration.patch_size or planned["patch_size"]
     for key in ("patch_size", "spacing"):
         if (value := getattr(configuration, key)) is not None:
+            if len(value) != (axes := len(planned["patch_size"])):
+                raise StudyError(
+                    f"configuration: {key} should have {axes} axes, as {base} in {plans_file}, not {shown(value)}."
+                )
             entry[key] = list(value)
     if configuration.spacing is not None:
         entry["data_identifier"] = f"{plans['plans_name']}_{configuration.name}"
