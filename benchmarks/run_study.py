@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from nnunet_caml.demo.commands import CommandError
 from study import data, kept, made_from, report, runs
 from study.commands import FOLDERS, Measurement, Workspace
 from study.description import Run, Study, StudyError, read_study
-from study.schedules import write_trainers
+from study.schedules import trainer_classes, write_trainers
 
 STUDIES = Path(__file__).resolve().parent / "studies"
 
@@ -30,10 +31,10 @@ def main() -> int:
     parser.add_argument("study", help="a study file, or the name of one in benchmarks/studies")
     parser.add_argument("-o", "--output", type=Path, help="work folder (default: study_output/NAME, NAME_gpu with cuda)")
     parser.add_argument("--shared", type=Path, help="folder of the source data (default: $NNUNET_CAML_SHARED/data)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings side by side (default: 1)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each on a CPU (default: 1)")
+    parser.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="trainings side by side (default: 1)")
+    parser.add_argument("--threads", type=at_least(1), default=1, metavar="N", help="threads of each on a CPU (default: 1)")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that load data of each (default: 0, cuda: by cores)"
+        "--workers", type=at_least(0), metavar="N", help="processes that load data of each (default: 0, cuda: by cores)"
     )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="run these arms only")
     parser.add_argument("--labeled", nargs="+", type=int, metavar="N", help="with these numbers of labelled cases only")
@@ -41,13 +42,14 @@ def main() -> int:
     parser.add_argument("--against", metavar="ARM", help="p compares with this arm (default: the first)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     parser.add_argument("--no-timing", action="store_true", help="begin without the few iterations that tell how long it takes")
-    parser.add_argument("--plan", action="store_true", help="say what would be done and how long it takes, and stop")
-    parser.add_argument("--report", action="store_true", help="report what is there, run nothing")
-    parser.add_argument(
-        "--with-kept", action="store_true", help="report: with the figures in benchmarks/results for runs that are not here"
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--plan", action="store_true", help="say what would be done and how long it takes, and stop")
+    instead.add_argument("--report", action="store_true", help="report what is there, run nothing")
+    instead.add_argument(
+        "--keep", action="store_true", help="write the figures of finished runs to benchmarks/results, and stop"
     )
     parser.add_argument(
-        "--keep", action="store_true", help="write the figures of finished runs to benchmarks/results, and stop"
+        "--with-kept", action="store_true", help="report: with the figures in benchmarks/results for runs that are not here"
     )
     parser.add_argument(
         "--test",
@@ -79,6 +81,8 @@ def main() -> int:
         gpu = f"{study.name}_gpu"  # whose figures are not to be mixed with those of a CPU, though they may be measured on one
         if options.device == "cuda" or (options.output is not None and options.output.name == gpu):
             study = replace(study, name=gpu)
+        if not (options.plan or options.report or options.keep or shared.is_dir()):
+            raise StudyError(f"{shared} is no folder: say with --shared or NNUNET_CAML_SHARED where the data are.")
         output = options.output or Path("study_output") / study.name
         workers = workers_of(options.device, options.jobs) if options.workers is None else options.workers
         measurement = Measurement(options.test, options.mirrored, options.largest)
@@ -87,26 +91,41 @@ def main() -> int:
         selected = select(study, options.arms, options.labeled, options.subsets)
         if options.against is not None and options.against not in (names := [arm.name for arm in study.arms]):
             raise StudyError(f"--against {options.against}: the study {study.name} has {', '.join(names)}.")
+        trainer_classes(study)  # a report needs none of them, and tells of a mistaken one all the same
         made_from.check(study, work)
         if options.plan:
             write_trainers(study, work.trainers)
             print(report.plan(study, work, selected, options.jobs))
         elif options.keep:
-            print(f"{len(kept.keep(study, work))} files written to {kept.KEPT / work.measured(study.name).name}.")
+            written = kept.keep(study, work, kept.KEPT, selected)
+            print(f"{len(written)} files written to {kept.KEPT / work.measured(study.name).name}.")
         else:
             if not options.report:
-                if not shared.is_dir():
-                    raise StudyError(f"{shared} is no folder: say with --shared or NNUNET_CAML_SHARED where the data are.")
                 run(study, work, selected, options.jobs, not options.no_timing)
             shown, figures = selected if options.report else None, kept.KEPT if options.with_kept else None
             print(report.write(study, work, figures, shown, options.against))
     except (StudyError, CommandError, ConversionError) as error:
         print(f"run_study.py: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, missing rights
+        what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        print(f"run_study.py: {what.removesuffix('.')}.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from here.", file=sys.stderr)
         return 130
     return 0
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number, and not below ``least``."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"should be a whole number from {least}, not {text!r}")
+        return int(text)
+
+    return number
 
 
 def workers_of(device: str, jobs: int) -> int:

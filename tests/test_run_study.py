@@ -1,6 +1,8 @@
 """The study's command line, and what a run is told: its seed, its teacher, its cost. Nothing is trained here."""
 
+import errno
 import json
+import os
 import random
 import shutil
 import sys
@@ -13,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import write_image
-from test_benchmarks import study
+from test_benchmarks import study, write_figures
 
 import run_study
 from nnunet_caml import progress
@@ -67,6 +69,71 @@ def test_what_cannot_be_is_refused(command, capsys, change: dict, options: list[
     assert printed.err.startswith("run_study.py: ")
     assert sentence in printed.err
     assert not printed.out
+
+
+@pytest.mark.parametrize("option", ["--plan", "--report"])
+def test_a_wrong_arm_is_told_whatever_is_asked_for(command, capsys, option: str):
+    assert command({"arms": {"a": {"trainer": "nnUNetTrainer", "attributes": {"train_step": 3}}}}, option) == 1
+    assert capsys.readouterr().err.startswith("run_study.py: arm a: 'train_step' of nnUNetTrainer is no setting")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--keep", "--plan"], "argument --plan: not allowed with argument --keep"),
+        (["--report", "--plan"], "argument --plan: not allowed with argument --report"),
+        (["--keep", "--report"], "argument --report: not allowed with argument --keep"),
+        (["--jobs", "0"], "argument --jobs: should be a whole number from 1, not '0'"),
+        (["--threads", "0"], "argument --threads: should be a whole number from 1, not '0'"),
+        (["--workers", "-1"], "argument --workers: should be a whole number from 0, not '-1'"),
+        (["--jobs", "two"], "argument --jobs: should be a whole number from 1, not 'two'"),
+    ],
+)
+def test_options_that_cannot_be_meant(command, capsys, options: list[str], sentence: str):
+    with pytest.raises(SystemExit) as stopped:
+        command({}, *options)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {sentence}\n")
+
+
+def test_a_mistaken_source_leaves_nothing_behind(tmp_path: Path, command, capsys):
+    assert command({}, "--shared", str(tmp_path / "nowhere")) == 1
+    assert f"{tmp_path / 'nowhere'} is no folder: say with --shared" in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_folder_that_cannot_be_is_a_sentence(command, capsys):
+    assert command({}, "--plan", "-o", "/dev/null/x") == 1
+    assert capsys.readouterr().err == "run_study.py: /dev/null/x/trainers: Not a directory.\n"
+
+
+@pytest.mark.parametrize(
+    ("problem", "sentence"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device."),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "cases.csv"), "cases.csv: Permission denied."),
+        (FileNotFoundError("la_1.nii.gz is missing."), "la_1.nii.gz is missing."),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_a_sentence(command, capsys, monkeypatch, problem: OSError, sentence: str):
+    def write(*_arguments: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(report, "write", write)
+    assert command({}, "--report") == 1
+    assert capsys.readouterr().err == f"run_study.py: {sentence}\n"
+
+
+def test_a_part_of_the_figures_is_kept(tmp_path: Path, command, capsys, monkeypatch):
+    monkeypatch.setattr(run_study.kept, "KEPT", tmp_path / "kept")
+    work, arms = Workspace(tmp_path / "output", tmp_path), ("plain", "other")
+    for name in arms:
+        for labeled in (4, 8):
+            write_figures(work, Run(Arm(name, "nnUNetTrainer"), labeled, 0, 0), [0.5])
+    change = {"labeled": [4, 8], "arms": {name: {"trainer": "nnUNetTrainer"} for name in arms}}
+    assert command(change, "--keep", "--arms", "other", "--labeled", "8") == 0
+    assert capsys.readouterr().out == f"1 files written to {tmp_path / 'kept' / 'mine'}.\n"
+    assert [file.name for file in (tmp_path / "kept" / "mine").iterdir()] == ["other-8-subset0-seed0.csv"]
 
 
 @pytest.mark.parametrize(

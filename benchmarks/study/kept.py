@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,20 @@ def known_cost(study: Study, work: Workspace, run: Run, folder: Path | None = No
     return cost
 
 
-def keep(study: Study, work: Workspace, folder: Path = KEPT) -> list[Path]:
-    """Writes figures, to six decimals, and costs of all finished runs into a folder of their study; those there are replaced.
+def keep(study: Study, work: Workspace, folder: Path = KEPT, selected: Sequence[Run] | None = None) -> list[Path]:
+    """Writes figures, to six decimals, and costs of finished runs into a folder of their study; those there are replaced.
+
+    Args:
+        study: The study.
+        work: Where it was run.
+        folder: For the folders of studies.
+        selected: Of these runs; of all, if not given.
 
     Returns:
         The files written.
     """
     written = []
-    for run in study.runs():
+    for run in study.runs() if selected is None else selected:
         for auxiliary in (False, True) if run.arm.auxiliary else (False,):
             source = metrics_file(work, run, auxiliary)
             if not source.is_file():
