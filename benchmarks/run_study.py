@@ -67,9 +67,9 @@ def main() -> int:
         help="measure the largest component of each class, which nnU-Net's post-processing keeps where that helps",
     )
     options = parser.parse_args()
-    # as Ctrl-C does, it ends what has been started
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)  # as Ctrl-C, which ends what has been started
     shared = options.shared or Path(os.environ.get("NNUNET_CAML_SHARED", "../shared")) / "data"
     try:
         study = read_study(study_file(options.study))

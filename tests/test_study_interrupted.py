@@ -71,14 +71,16 @@ def test_a_training_ends_with_its_study_alone(monkeypatch, parent: int | None, w
     assert ends_with == [os.getppid()] * watched
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_nothing_runs_on_when_a_study_is_ended(tmp_path: Path, number: signal.Signals):
+@pytest.mark.parametrize(("number", "ignored"), [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGHUP, True)])
+def test_nothing_runs_on_when_a_study_is_ended(tmp_path: Path, number: signal.Signals, ignored: bool):
+    """Which the end of a session is not for what was started with nohup."""
     (tmp_path / "mine.json").write_text(json.dumps(WORDS), encoding="utf-8")
     (tmp_path / "sleep.py").write_text(
         "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)\n", encoding="utf-8"
     )
     (tmp_path / "start.py").write_text(
-        "import sys, run_study\n"
+        "import signal, sys, run_study\n"
+        f"{'signal.signal(signal.SIGHUP, signal.SIG_IGN)' if ignored else ''}\n"
         "run_study.data.prepare = lambda study, work, selected: work.run('x', ['python', 'sleep.py'])\n"
         "sys.argv = ['run_study.py', 'mine.json', '-o', 'output', '--shared', '.']\n"
         "sys.exit(run_study.main())\n",
@@ -93,6 +95,10 @@ def test_nothing_runs_on_when_a_study_is_ended(tmp_path: Path, number: signal.Si
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(number)
+        if ignored:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)
+            process.terminate()
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"The same command goes on from here" in said
