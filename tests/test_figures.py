@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from matplotlib import rc_context, rcdefaults
 from matplotlib.colors import to_hex
 from study_helpers import study, write_figures
 
@@ -30,6 +31,14 @@ WORDS: dict[str, Any] = {
     "iterations": 1000,
     "arms": {"plain": {"trainer": "nnUNetTrainer"}, "CAML": {"trainer": "nnUNetTrainerCAML"}},
 }
+
+
+@pytest.fixture(autouse=True)
+def of_its_own() -> Iterator[None]:
+    """nnU-Net's pictures of a training, which other tests draw, leave larger letters behind in the process."""
+    with rc_context():
+        rcdefaults()
+        yield
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from test_unlabeled import dataset
 
 from nnunet_caml import preprocessing
 from nnunet_caml.checks import cases_without_foreground, check_overlap, labeled_content
-from nnunet_caml.errors import WorkerError
+from nnunet_caml.errors import UserError, WorkerError
 from nnunet_caml.preprocessing import check_images, needs_work, preprocess, preprocess_case
 from nnunet_caml.states import STATE_FOLDER
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
@@ -187,7 +187,7 @@ def test_errors_of_a_full_disk(tmp_path: Path, number: int):
 )
 def test_description_that_was_edited_by_hand(workspace: Workspace, content: bytes, sentence: str):
     (workspace.raw / "dataset.json").write_bytes(content)
-    with pytest.raises(UnlabeledDataError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         preprocess(dataset(workspace), 1)
 
 
