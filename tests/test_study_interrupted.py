@@ -80,7 +80,7 @@ def test_nothing_runs_on_when_a_study_is_ended(tmp_path: Path, number: signal.Si
     )
     (tmp_path / "start.py").write_text(
         "import signal, sys, run_study\n"
-        f"{'signal.signal(signal.SIGHUP, signal.SIG_IGN)' if ignored else ''}\n"
+        f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"  # the tests may run under nohup
         "run_study.data.prepare = lambda study, work, selected: work.run('x', ['python', 'sleep.py'])\n"
         "sys.argv = ['run_study.py', 'mine.json', '-o', 'output', '--shared', '.']\n"
         "sys.exit(run_study.main())\n",
