@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, parent_process
 from typing import Any
 
 __all__ = ["end_with", "pool"]
@@ -39,6 +39,14 @@ def end_with(parent: int) -> None:
 
 
 def _watch(parent: int) -> None:
-    while os.getppid() == parent:
+    while _lives(parent):
         time.sleep(1)
     os._exit(1)
+
+
+def _lives(parent: int) -> bool:
+    worked_for = parent_process()
+    # Python's default on Linux since 3.14: a server starts workers, and need not end with the process that they work for
+    if worked_for is not None and get_start_method() == "forkserver":
+        return worked_for.is_alive()
+    return os.getppid() == parent  # is_alive() is wrong for forked ones, which hold open for each other what it looks at

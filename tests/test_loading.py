@@ -98,18 +98,23 @@ def test_no_worker_outlives_the_training(make_trainer, monkeypatch):
     assert not multiprocessing.active_children()
 
 
-def test_no_worker_outlives_a_training_that_is_killed(workspace: Workspace, make_trainer):
-    """As by the kernel where memory runs out; nnU-Net's own do."""
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_no_worker_outlives_a_training_that_is_killed(workspace: Workspace, method: str):
+    """As by the kernel where memory runs out; nnU-Net's own do. With "forkserver", Python's default since 3.14, too."""
     script = workspace.root / "train.py"
     script.write_text(
-        "import json, os, signal, torch\n"
+        "import json, multiprocessing, os, signal, torch\n"
         "from nnunetv2.run.run_training import get_trainer_from_args\n"
-        "arguments = '101', '3d_tiny', 0, 'nnUNetTrainerCAMLShort', 'nnUNetPlans', False, torch.device('cpu')\n"
-        "trainer = get_trainer_from_args(*arguments)\n"
-        "trainer.on_train_start()\n"
-        "loaders = trainer.dataloader_train.unlabeled, trainer.dataloader_train.labeled, trainer.dataloader_val\n"
-        "open('workers.json', 'w').write(json.dumps([[p.pid for p in loader._processes] for loader in loaders]))\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n",
+        "if __name__ == '__main__':\n"
+        f"    multiprocessing.set_start_method('{method}')\n"
+        "    arguments = '101', '3d_tiny', 0, 'nnUNetTrainerCAMLShort', 'nnUNetPlans', False, torch.device('cpu')\n"
+        "    trainer = get_trainer_from_args(*arguments)\n"
+        "    trainer.rampup_start_fraction = 0.0\n"
+        "    trainer.on_train_start()\n"
+        "    assert all('unlabeled' in next(trainer.dataloader_train) for _ in range(20))\n"
+        "    loaders = trainer.dataloader_train.unlabeled, trainer.dataloader_train.labeled, trainer.dataloader_val\n"
+        "    open('workers.json', 'w').write(json.dumps([[p.pid for p in loader._processes] for loader in loaders]))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n",
         encoding="utf-8",
     )
     environment = {**os.environ, "nnUNet_n_proc_DA": "2"}
