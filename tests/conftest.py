@@ -14,12 +14,17 @@ import pytest
 import SimpleITK as sitk
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from nnunet_caml.startup import add_discovery_folder
 
 SHARED = Path(os.environ.get("NNUNET_CAML_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 NAME = "Dataset101_Tiny"
 TRAINERS = Path(__file__).parent / "trainers"
+
+# a machine that is busy with something else is no fault
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

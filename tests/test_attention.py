@@ -15,14 +15,14 @@ shapes = st.tuples(st.integers(1, 4), st.sampled_from([4, 6, 8, 12]), st.lists(s
 
 
 @given(shapes)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_identity_in_evaluation(shape):
     x = torch.randn(shape)
     assert torch.equal(CrossSampleMutualAttention(shape[1]).eval()(x), x)
 
 
 @given(shapes, st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_equivariant_under_a_permutation_of_the_samples(shape, random):
     cma = CrossSampleMutualAttention(shape[1], dropout=0.0).double().train()
     x = torch.randn(shape, dtype=torch.float64)

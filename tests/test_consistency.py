@@ -19,7 +19,7 @@ logits = st.tuples(st.integers(1, 3), st.integers(2, 5), st.integers(1, 5), st.i
 
 
 @given(logits, st.floats(0.05, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sharpening_sums_to_one_and_is_the_formula(x, temperature):
     p = x.softmax(1) ** (1 / temperature)
     torch.testing.assert_close(sharpen(x, temperature), p / p.sum(1, keepdim=True))
@@ -27,7 +27,7 @@ def test_sharpening_sums_to_one_and_is_the_formula(x, temperature):
 
 
 @given(st.integers(1, 4), st.floats(0.05, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_two_classes_and_regions_are_the_two_class_formula(size, temperature):
     x = torch.randn(2, 2, size, size, dtype=torch.float64)
     for p, sharpened in (

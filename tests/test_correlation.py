@@ -39,7 +39,7 @@ def test_equals_the_formula_across_chunks(monkeypatch):
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_order_of_memory_and_voxels_does_not_matter(random):
     v, a, valid, memory, there = inputs()
     loss = occ_loss(v, a, valid, memory, there).loss
@@ -50,7 +50,7 @@ def test_order_of_memory_and_voxels_does_not_matter(random):
 
 
 @given(st.floats(-4, 4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_finite_in_half_precision_whatever_the_size(exponent):
     v, a, valid, memory, there = inputs(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.float16):
