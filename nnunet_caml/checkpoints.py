@@ -141,11 +141,17 @@ def companion_state(caml: MutualLearning, optimizer: torch.optim.Optimizer, sett
         "auxiliary": unwrap(caml.auxiliary).state_dict(),
         "heads": [head.state_dict() for head in caml.heads()],
         "memory": caml.memory.state_dict(),
-        "cases": list(caml.memory.case_index),
-        "optimizer": optimizer.state_dict(),
+        "cases": [str(case) for case in caml.memory.case_index],
+        "optimizer": _without_numpy(optimizer.state_dict()),
         "rng": get_rng_state(),
         "settings": dict(settings),
     }
+
+
+def _without_numpy(state: dict) -> dict:
+    """State of an optimiser whose learning rate or weight decay a schedule or a setting may have worked out with numpy."""
+    groups = [{k: v.item() if isinstance(v, np.generic) else v for k, v in group.items()} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
 
 
 def restore_companion(state: dict, caml: MutualLearning, optimizer: torch.optim.Optimizer) -> bool:

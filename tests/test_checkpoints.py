@@ -49,6 +49,18 @@ def test_the_memory_of_other_cases_is_not_taken():
     assert torch.equal(other.auxiliary.weight, caml.auxiliary.weight)
 
 
+def test_what_is_of_numpy_can_be_read_again(tmp_path: Path):
+    """As a learning rate or weight decay that was worked out with it, and the cases of a split of the user's own."""
+    caml, _ = learning(*np.array(["a", "b"]))
+    optimizer = torch.optim.SGD(caml.parameters(), np.sqrt(1e-2), weight_decay=np.sqrt(1e-10))
+    checkpoint, logger = tmp_path / "checkpoint_latest.pth", logger_after(tmp_path, 1)
+    save(checkpoint, lambda name: torch.save({}, name), companion_state(caml, optimizer, {}), logger)
+    same, of_same = learning("a", "b")
+    assert restore_companion(load_companion(checkpoint, logger, torch.device("cpu")), same, of_same)
+    assert of_same.param_groups[0]["lr"] == pytest.approx(0.1)
+    assert of_same.param_groups[0]["weight_decay"] == pytest.approx(1e-5)
+
+
 @pytest.mark.parametrize("moment", range(8))
 def test_a_kill_at_any_moment_leaves_a_pair_that_fits(tmp_path: Path, monkeypatch, moment: int):
     """Before each thing that happens to the file system, one after the other."""
