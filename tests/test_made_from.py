@@ -69,6 +69,41 @@ def test_a_study_may_grow(work: Workspace, change: dict):
         made_from.check(study(arms=arms(attributes={})), work)
 
 
+def test_a_further_number_of_labelled_cases_may_have_settings_of_its_own(work: Workspace):
+    grown = study(labeled=(4, 8, 16), arms=arms(by_labeled={"16": {"lambda_c": 5.0}}))
+    made_from.record(grown, work, [run for run in grown.runs() if run.labeled == 4])
+    write_figures(work, next(run for run in grown.runs() if run.arm.name == "CAML" and run.labeled == 16), [0.5])
+    made_from.record(grown, work, [])
+    made_from.check(grown, work)
+    for mistaken in ({}, {"16": {"lambda_c": 1.0}}):
+        with pytest.raises(StudyError, match="by_labeled"):
+            made_from.check(study(labeled=(4, 8, 16), arms=arms(by_labeled=mistaken)), work)
+
+
+def test_a_further_number_counts_as_soon_as_there_is_a_model(work: Workspace):
+    grown = study(labeled=(4, 8, 16), arms=arms(by_labeled={"8": {"lambda_c": 5.0}}))
+    made_from.check(grown, work)
+    fold = work.results / "Dataset002_Labeled8Subset0" / "Study_CAML_seed0__nnUNetPlans__3d_fullres" / "fold_all"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    with pytest.raises(StudyError, match="by_labeled"):
+        made_from.check(grown, work)
+
+
+def test_an_arm_whose_name_ends_in_a_number_is_another_one(tmp_path: Path):
+    """Not the class of the first arm for as many labelled cases."""
+    work = Workspace(tmp_path, tmp_path)
+    both = (Arm("CAML", "nnUNetTrainerCAML"), Arm("CAML 2", "nnUNetTrainerCAML", {"unlabeled_per_labeled": 2}))
+    s = study(arms=both)
+    made_from.record(s, work, s.runs())
+    fold = work.results / "Dataset001_Labeled4Subset0" / "Study_CAML_2_seed0__nnUNetPlans__3d_fullres" / "fold_all"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_final.pth").touch()
+    made_from.check(study(arms=(replace(both[0], trainer="nnUNetTrainer"), both[1])), work)
+    with pytest.raises(StudyError, match="arm CAML 2: trainer"):
+        made_from.check(study(arms=(both[0], replace(both[1], trainer="nnUNetTrainer"))), work)
+
+
 def test_what_was_never_begun_may_change(tmp_path: Path):
     work = Workspace(tmp_path, tmp_path)
     made_from.record(study(), work, study().runs())

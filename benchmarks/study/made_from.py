@@ -41,20 +41,31 @@ def check(study: Study, work: Workspace) -> dict[str, Any]:
     """
     file = work.folder / FILE
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    begun = {arm.name for arm in study.arms if _is_begun(work, arm)}
+    begun = {arm.name: numbers for arm in study.arms if (numbers := _begun(work, arm))}
     if begun and known:
         _compare(known["study"], _of_study(study), study.name, file)
     for arm in study.arms:
         if arm.name in begun and arm.name in known.get("arms", {}):
-            _compare(known["arms"][arm.name], _of_arm(study, arm), f"{study.name}, arm {arm.name}", file)
+            numbers = begun[arm.name]
+            before, now = _settled(known["arms"][arm.name], numbers), _settled(_of_arm(study, arm), numbers)
+            _compare(before, now, f"{study.name}, arm {arm.name}", file)
     return known
 
 
-def _is_begun(work: Workspace, arm: Arm) -> bool:
-    """Whether there is a model or a figure of an arm, whatever its runs were then."""
-    models = [file.parents[1].name for file in work.results.glob("*/*/fold_all/checkpoint_*.pth")]
-    trainer = re.compile(rf"Study_{arm.slug}(_\d+)?_seed\d+__.*")
-    return any(work.measured("metrics").glob(f"{arm.slug}-*.csv")) or any(map(trainer.fullmatch, models))
+def _settled(described: dict[str, Any], numbers: set[str]) -> dict[str, Any]:
+    """Of an arm, without its settings for numbers of labelled cases with which nothing has been begun."""
+    return {**described, "by_labeled": {n: value for n, value in described["by_labeled"].items() if n in numbers}}
+
+
+def _begun(work: Workspace, arm: Arm) -> set[str]:
+    """Numbers of labelled cases with which there is a model or a figure of an arm, whatever its runs were then."""
+    begun = {file.name.split("-")[1] for file in work.measured("metrics").glob(f"{arm.slug}-*.csv")}
+    for file in work.results.glob("*/*/fold_all/checkpoint_*.pth"):
+        labeled = re.search(r"Labeled(\d+)Subset", file.parents[2].name)
+        number = labeled[1] if labeled else "all"
+        if re.fullmatch(rf"Study_{arm.slug}(_{number})?_seed\d+__.*", file.parents[1].name):
+            begun.add(number)
+    return begun
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], where: str, file: Path) -> None:
