@@ -192,7 +192,9 @@ def run(study: Study, work: Workspace, selected: list[Run], jobs: int, timing: b
             for future in as_completed(futures):
                 future.result()
         except BaseException as error:
-            if jobs > 1 and isinstance(error, Exception):
+            if not isinstance(error, Exception):
+                work.stop.set()  # nobody else tells commands of a signal that was meant for this process
+            elif jobs > 1:
                 print(f"run_study.py: {error} What runs beside it is finished first.", file=sys.stderr, flush=True)
             pool.shutdown(wait=False, cancel_futures=True)
             raise

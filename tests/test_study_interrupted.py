@@ -71,8 +71,16 @@ def test_a_training_ends_with_its_study_alone(monkeypatch, parent: int | None, w
     assert ends_with == [os.getppid()] * watched
 
 
-@pytest.mark.parametrize(("number", "ignored"), [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGHUP, True)])
-def test_nothing_runs_on_when_a_study_is_ended(tmp_path: Path, number: signal.Signals, ignored: bool):
+@pytest.mark.parametrize(
+    ("part", "number", "ignored"),
+    [
+        ("data.prepare", signal.SIGTERM, False),
+        ("data.prepare", signal.SIGHUP, False),
+        ("data.prepare", signal.SIGHUP, True),
+        ("runs.execute", signal.SIGTERM, False),  # which a thread of its own waits for
+    ],
+)
+def test_nothing_runs_on_when_a_study_is_ended(tmp_path: Path, part: str, number: signal.Signals, ignored: bool):
     """Which the end of a session is not for what was started with nohup."""
     (tmp_path / "mine.json").write_text(json.dumps(WORDS), encoding="utf-8")
     (tmp_path / "sleep.py").write_text(
@@ -81,8 +89,9 @@ def test_nothing_runs_on_when_a_study_is_ended(tmp_path: Path, number: signal.Si
     (tmp_path / "start.py").write_text(
         "import signal, sys, run_study\n"
         f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"  # the tests may run under nohup
-        "run_study.data.prepare = lambda study, work, selected: work.run('x', ['python', 'sleep.py'])\n"
-        "sys.argv = ['run_study.py', 'mine.json', '-o', 'output', '--shared', '.']\n"
+        "run_study.data.prepare = lambda *_: None\n"
+        f"run_study.{part} = lambda study, work, _: work.run('x', ['python', 'sleep.py'])\n"
+        "sys.argv = ['run_study.py', 'mine.json', '-o', 'output', '--shared', '.', '--no-timing']\n"
         "sys.exit(run_study.main())\n",
         encoding="utf-8",
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from time import monotonic
 
 from nnunet_caml.demo.commands import CommandLine, TrainingWatch, Watch
@@ -97,6 +98,8 @@ class Workspace:
         self.processes = 2 if device == "cpu" else os.cpu_count() or 2
         self.measurement = measurement
         self.began = monotonic()
+        #: once it is set, commands that run in whatever thread are ended
+        self.stop = Event()
         self.trainers = self.folder / "trainers"
         self.trainers.mkdir(parents=True, exist_ok=True)
         self.variables = {name: str(self.folder / name) for name in FOLDERS} | {
@@ -176,9 +179,9 @@ class Workspace:
             Seconds that it took.
 
         Raises:
-            CommandError: It failed.
+            CommandError: It failed, or was stopped.
         """
-        terminal = _Terminal(self.variables, self.folder / "logs", silence_s=300.0, began=self.began)
+        terminal = _Terminal(self.variables, self.folder / "logs", silence_s=300.0, began=self.began, stop=self.stop)
         terminal.label = label
         script = Path(command[1]).stem if command[0] == "python" else command[0]
         return terminal.run(command, f"{label}.{script}.txt", watch, variables)

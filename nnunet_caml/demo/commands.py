@@ -54,12 +54,14 @@ class CommandLine:
         logs: Folder for one log file per command.
         silence_s: After this long without news a line says that the command still runs.
         began: When the demo did, for the time at the start of each line.
+        stop: Once it is set, whichever thread waits for a command ends it.
     """
 
     variables: Mapping[str, str]
     logs: Path
     silence_s: float = 15.0
     began: float = field(default_factory=monotonic)
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def say(self, text: str) -> None:
         """Prints a line with the time since the start."""
@@ -78,7 +80,7 @@ class CommandLine:
             Seconds that it took.
 
         Raises:
-            CommandError: It cannot be started, or its exit status is not 0.
+            CommandError: It cannot be started, its exit status is not 0, or it was to stop.
         """
         variables = variables or {}
         typed = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(command)])
@@ -102,7 +104,7 @@ class CommandLine:
                 self._follow(process, file, watch, last)
             status = process.wait()
         finally:
-            if process.poll() is None:  # Ctrl-C, or an error of ours
+            if process.poll() is None:  # Ctrl-C, a stop, or an error of ours
                 process.terminate()
                 process.wait()
         if status:
@@ -120,6 +122,8 @@ class CommandLine:
         thread.start()
         began = news_at = told = monotonic()
         while True:
+            if self.stop.is_set():
+                raise CommandError("The command was stopped, as everything here.")
             try:
                 line = lines.get(timeout=max(0.05, min(told + self.silence_s - monotonic(), 1.0)))
             except queue.Empty:
