@@ -113,6 +113,15 @@ def test_what_was_never_begun_may_change(tmp_path: Path):
     assert written["arms"]["CAML"]["iterations"] == 150
 
 
+def test_data_sets_that_are_there_are_not_taken_for_others(tmp_path: Path):
+    work, other = Workspace(tmp_path, tmp_path), study(iterations=150, data=Data("decathlon.py", "x", development=2))
+    made_from.record(study(), work, study().runs())
+    (work.raw / "Dataset001_AllLabels").mkdir(parents=True)
+    with pytest.raises(StudyError, match=r"^s: data is .*\"development\": 2"):
+        made_from.record(other, work, other.runs())
+    made_from.record(study(iterations=150), work, study().runs())
+
+
 def test_a_model_that_is_not_measured_yet_counts(work: Workspace):
     """Of whatever configuration it is, and for every way to measure it."""
     fold = work.results / "Dataset001_Labeled4Subset0" / "Study_CAML_seed0__nnUNetPlans__3d_fullres" / "fold_all"

@@ -44,6 +44,8 @@ def check(study: Study, work: Workspace) -> dict[str, Any]:
     begun = {arm.name: numbers for arm in study.arms if (numbers := _begun(work, arm))}
     if begun and known:
         _compare(known["study"], _of_study(study), study.name, file)
+    elif known and any(work.raw.glob("Dataset*")):  # which are not made again
+        _compare({"data": known["study"]["data"]}, {"data": _of_study(study)["data"]}, study.name, file)
     for arm in study.arms:
         if arm.name in begun and arm.name in known.get("arms", {}):
             numbers = begun[arm.name]
