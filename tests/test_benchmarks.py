@@ -256,6 +256,13 @@ def test_overlap_of_boxes(tmp_path: Path):
     assert all(math.isnan(float(rows["nowhere"][metric])) for metric in METRICS)
 
 
+def test_a_prediction_of_another_size_is_a_sentence(tmp_path: Path):
+    write(np.ones((2, 2, 2), np.uint8), tmp_path / "p.nii.gz")
+    write(np.ones((2, 2, 3), np.uint8), tmp_path / "la_1.nii.gz")
+    with pytest.raises(StudyError, match=r"p\.nii\.gz has the size \(2, 2, 2\), but .*: remove the predictions, and start"):
+        measure_case(tmp_path / "p.nii.gz", tmp_path / "la_1.nii.gz", {"box": 1})
+
+
 def test_learning_curves_of_kept_figures(tmp_path: Path, monkeypatch, capsys):
     """The README's picture: panels of several studies, from figures in the repository. Not every study has every arm."""
     picture = tmp_path / "curves.png"

@@ -10,6 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 from medpy.metric import binary
 
+from study.description import StudyError
+
 __all__ = ["COLUMNS", "measure", "measure_case", "read_metrics"]
 
 METRICS = ("dice", "jaccard", "hd95_mm", "asd_mm", "hd95_voxels", "asd_voxels")
@@ -36,13 +38,14 @@ def measure_case(
 
     Raises:
         FileNotFoundError: There is no prediction.
-        ValueError: The grids differ.
+        StudyError: The grids differ.
     """
     if not prediction.is_file():
         raise FileNotFoundError(f"{prediction} is missing: nnUNetv2_predict did not write it.")
     predicted_image, true_image = sitk.ReadImage(str(prediction)), sitk.ReadImage(str(truth))
     if predicted_image.GetSize() != true_image.GetSize():
-        raise ValueError(f"{prediction} has the size {predicted_image.GetSize()}, but {truth} has {true_image.GetSize()}.")
+        sizes = f"has the size {predicted_image.GetSize()}, but {truth} has {true_image.GetSize()}"
+        raise StudyError(f"{prediction} {sizes}: remove the predictions, and start the study again.")
     predicted_map, true_map = sitk.GetArrayFromImage(predicted_image), sitk.GetArrayFromImage(true_image)
     counts = np.ones(true_map.shape, bool) if ignore is None else true_map != ignore
     spacing = true_image.GetSpacing()[::-1]
