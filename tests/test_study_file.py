@@ -129,6 +129,14 @@ def test_a_setting_keeps_its_type(tmp_path: Path, key: str, wrong: Any, words: s
     trainer_classes(read(tmp_path, arm(**caml, attributes={"epochs": 5})))  # whose default is None
 
 
+def test_no_arm_is_called_like_the_network_a_of_another_one(tmp_path: Path):
+    """Their figures would be taken for each other's."""
+    caml = {"trainer": "nnUNetTrainerCAML"}
+    with pytest.raises(StudyError, match=r"CAML \(A\) is what the figures of a network A are called; "):
+        read(tmp_path, {"arms": {"CAML": {**caml, "auxiliary": True}, "CAML (A)": caml}})
+    read(tmp_path, {"arms": {"CAML": caml, "CAML (A)": caml}})
+
+
 def test_two_arms_do_not_share_a_class(tmp_path: Path):
     """Their models would be in the same folder."""
     arms = {"CAML": {"trainer": "nnUNetTrainerCAML", "by_labeled": {"2": {"lambda_c": 9}}}, "CAML 2": PLAIN}

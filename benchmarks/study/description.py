@@ -265,6 +265,8 @@ def _check(study: Study, path: Path) -> None:
         raise StudyError(f"{path} has no arms: name at least one trainer.")
     if len({arm.slug for arm in study.arms}) < len(study.arms):
         raise StudyError(f"{path}: two arms differ in punctuation only; give them other names.")
+    if taken := {f"{arm.name} (A)" for arm in study.arms if arm.auxiliary} & {arm.name for arm in study.arms}:
+        raise StudyError(f"{path}: {min(taken)} is what the figures of a network A are called; give that arm another name.")
     for key, least in (("labeled", 1), ("subsets", 0), ("seeds", 0)):  # a seed below 0 is that of a training for timing
         values = getattr(study, key)
         if not values or min(values) < least or len(set(values)) < len(values):
