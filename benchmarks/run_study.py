@@ -83,14 +83,16 @@ def main() -> int:
             study = replace(study, name=gpu)
         if not (options.plan or options.report or options.keep or shared.is_dir()):
             raise StudyError(f"{shared} is no folder: say with --shared or NNUNET_CAML_SHARED where the data are.")
+        if not (options.report or options.keep):
+            data.check(study)
+        selected = select(study, options.arms, options.labeled, options.subsets)
+        if options.against is not None and options.against not in (names := [arm.name for arm in study.arms]):
+            raise StudyError(f"--against {options.against}: the study {study.name} has {', '.join(names)}.")
         output = options.output or Path("study_output") / study.name
         workers = workers_of(options.device, options.jobs) if options.workers is None else options.workers
         measurement = Measurement(options.test, options.mirrored, options.largest)
         work = Workspace(output, shared, options.device, options.threads, workers, measurement)
         os.environ.update({name: work.variables[name] for name in FOLDERS})  # nnU-Net asks for them when it is imported
-        selected = select(study, options.arms, options.labeled, options.subsets)
-        if options.against is not None and options.against not in (names := [arm.name for arm in study.arms]):
-            raise StudyError(f"--against {options.against}: the study {study.name} has {', '.join(names)}.")
         trainer_classes(study)  # a report needs none of them, and tells of a mistaken one all the same
         made_from.check(study, work)
         if options.plan:

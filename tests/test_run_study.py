@@ -102,6 +102,31 @@ def test_a_mistaken_source_leaves_nothing_behind(tmp_path: Path, command, capsys
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"data": {"converter": "decathln.py", "source": "x"}}, "data: converter should be one of acdc.py, "),
+        ({"data": {"converter": "", "source": "x"}}, "data: converter should be one of acdc.py, "),
+        (
+            {"configuration": {"name": "3d_fullres", "planner": "ExperimentPlaner"}},
+            'configuration: nnU-Net has no planner "ExperimentPlaner".',
+        ),
+    ],
+)
+@pytest.mark.parametrize("option", ["--no-timing", "--plan"])
+def test_what_cannot_be_prepared_is_told_first(tmp_path: Path, command, capsys, change: dict, sentence: str, option: str):
+    assert command(change, "--shared", str(tmp_path), option) == 1
+    assert capsys.readouterr().err.startswith(f"run_study.py: mine, {sentence}")
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("option", ["--arms", "--against"])
+def test_a_mistaken_arm_leaves_nothing_behind(tmp_path: Path, command, capsys, option: str):
+    assert command({}, "--shared", str(tmp_path), option, "CAML") == 1
+    assert capsys.readouterr().err.startswith(f"run_study.py: {option} CAML: the study mine has plain")
+    assert not (tmp_path / "output").exists()
+
+
 def test_a_folder_that_cannot_be_is_a_sentence(command, capsys):
     assert command({}, "--plan", "-o", "/dev/null/x") == 1
     assert capsys.readouterr().err == "run_study.py: /dev/null/x/trainers: Not a directory.\n"

@@ -11,12 +11,14 @@ from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
+import nnunetv2
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from study.commands import Workspace
+from study.commands import REPOSITORY, Workspace
 from study.description import Configuration, Run, Study, StudyError, shown
 
-__all__ = ["PLANS", "check_batch_sizes", "dataset_name", "prepare", "pseudo_labeled"]
+__all__ = ["PLANS", "check", "check_batch_sizes", "dataset_name", "prepare", "pseudo_labeled"]
 
 READY = ".ready"
 #: of the plans, whatever the planner calls them
@@ -30,6 +32,20 @@ ALL_LABELS = "AllLabels"
 def dataset_name(study: Study, run: Run) -> str:
     """Name of the data set that a run trains on, without nnU-Net's number."""
     return ALL_LABELS if run.labeled is None else f"Labeled{run.labeled}Subset{run.subset}"
+
+
+def check(study: Study) -> None:
+    """Raises if a study cannot be prepared, before an hour of work leads there.
+
+    Raises:
+        StudyError: There is no such converter, or no such planner.
+    """
+    if not (REPOSITORY / "dataset_conversion" / study.data.converter).is_file():
+        there = ", ".join(sorted(file.name for file in (REPOSITORY / "dataset_conversion").glob("*.py")))
+        raise StudyError(f"{study.name}, data: converter should be one of {there}, not {shown(study.data.converter)}.")
+    planner, place = study.configuration.planner, Path(nnunetv2.__path__[0]) / "experiment_planning"
+    if recursive_find_python_class(str(place), planner, "nnunetv2.experiment_planning") is None:
+        raise StudyError(f"{study.name}, configuration: nnU-Net has no planner {shown(planner)}.")
 
 
 def prepare(study: Study, work: Workspace, selected: Sequence[Run]) -> None:
