@@ -259,7 +259,11 @@ def test_workers_end_with_the_process_that_started_them(workspace: Workspace, nu
     for i in range(300):  # enough until both workers have started
         write_image(blobs(500 + i)[0], workspace.raw / f"imagesUn/more_{i:03}_0000.nii.gz")
     state = dataset(workspace).folder / STATE_FOLDER
-    main = workspace.start("nnunet-caml", "preprocess", "-d", "101", "-c", "3d_tiny", "-np", "2")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        main = workspace.start("nnunet-caml", "preprocess", "-d", "101", "-c", "3d_tiny", "-np", "2")
+    finally:
+        signal.signal(signal.SIGINT, before)
     seen: set[str] = set()
     while len(seen) < 2:  # folders of cases at work are named after their process
         time.sleep(0.005)

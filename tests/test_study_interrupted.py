@@ -84,7 +84,7 @@ def test_nothing_runs_on_when_a_study_is_ended(tmp_path: Path, part: str, number
     """Which the end of a session is not for what was started with nohup."""
     (tmp_path / "mine.json").write_text(json.dumps(WORDS), encoding="utf-8")
     (tmp_path / "sleep.py").write_text(
-        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)\n", encoding="utf-8"
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(100)\n", encoding="utf-8"
     )
     (tmp_path / "start.py").write_text(
         "import signal, sys, run_study\n"
