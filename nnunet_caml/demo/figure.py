@@ -56,7 +56,7 @@ def write_figure(rows: Sequence[Row], path: Path) -> None:
                 _outline(axis, label[z])
             if title in row.predictions and label is not None:
                 each = (f"{organ} {dice(label == value, row.truth == value):.2f}" for organ, value in ORGANS.items())
-                axis.set_xlabel("Dice: " + ", ".join(each), fontsize=9)
+                axis.set_xlabel("Dice of the case: " + ", ".join(each), fontsize=9)
             if number == 0:
                 axis.set_title(title, fontsize=12, fontweight="bold")
             axis.set_xticks([])
