@@ -174,7 +174,7 @@ def run(study: Study, work: Workspace, selected: list[Run], jobs: int, timing: b
     if timing:
         runs.time_arms(study, work, selected)
     print(report.plan(study, work, selected, jobs), flush=True)
-    finished = {r.name: Event() for r in selected}
+    finished, failed = {r.name: Event() for r in selected}, Event()
 
     def one(r: Run) -> None:
         first = r.arm.pseudo_labels_from
@@ -184,7 +184,11 @@ def run(study: Study, work: Workspace, selected: list[Run], jobs: int, timing: b
                 if other.arm.name == first and same:
                     finished[other.name].wait()
         try:
-            runs.execute(study, work, r)
+            if not failed.is_set():
+                runs.execute(study, work, r)
+        except BaseException:
+            failed.set()  # this thread begins with the next run before anybody else can tell it not to
+            raise
         finally:
             finished[r.name].set()
 

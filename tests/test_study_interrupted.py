@@ -5,15 +5,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from study_helpers import study as small_study
 from test_run_study import WORDS
 
+import run_study
 import study.schedules
+from nnunet_caml.demo.commands import CommandError
+from study.commands import Workspace
+from study.description import Run, Study
 from study.schedules import Scheduled
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -69,6 +77,40 @@ def test_a_training_ends_with_its_study_alone(monkeypatch, parent: int | None, w
         monkeypatch.setenv("STUDY_PROCESS", str(parent))
     scheduled()
     assert ends_with == [os.getppid()] * watched
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Where runs are all that is left to do."""
+    for module, name in ((run_study.made_from, "record"), (run_study, "write_trainers"), (run_study.data, "prepare")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    return Workspace(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nothing_is_begun_after_a_run_that_failed(work: Workspace, monkeypatch, jobs: int):
+    """What runs beside it is finished."""
+    s = small_study(seeds=(0, 1))
+    first, together, begun = [r.name for r in s.runs()[:jobs]], threading.Barrier(jobs), set()
+
+    def execute(_study: Study, _work: Workspace, r: Run) -> None:
+        begun.add(r.name)
+        if r.name in first:
+            together.wait(60)
+        if r.name == first[0]:
+            raise CommandError("no luck")
+        time.sleep(0.5)
+
+    def late(futures: list[Future]) -> Iterator[Future]:
+        for future in as_completed(futures):
+            time.sleep(0.2)
+            yield future
+
+    monkeypatch.setattr(run_study, "as_completed", late)
+    monkeypatch.setattr(run_study.runs, "execute", execute)
+    with pytest.raises(CommandError, match="no luck"):
+        run_study.run(s, work, s.runs(), jobs, timing=False)
+    assert begun == set(first)
 
 
 @pytest.mark.parametrize(
