@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -193,15 +193,18 @@ def run(study: Study, work: Workspace, selected: list[Run], jobs: int, timing: b
             finished[r.name].set()
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(one, r) for r in selected]
         try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                work.stop.set()  # nobody else tells commands of a signal that was meant for this process
-            elif jobs > 1:
-                print(f"run_study.py: {error} What runs beside it is finished first.", file=sys.stderr, flush=True)
+            futures = [pool.submit(one, r) for r in selected]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except Exception as error:
+                if jobs > 1:
+                    print(f"run_study.py: {error} What runs beside it is finished first.", file=sys.stderr, flush=True)
+                wait(futures)  # of which those that have not begun do nothing
+                raise
+        except KeyboardInterrupt:
+            work.stop.set()  # nobody else tells commands of a signal that was meant for this process
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -113,6 +113,28 @@ def test_nothing_is_begun_after_a_run_that_failed(work: Workspace, monkeypatch, 
     assert begun == set(first)
 
 
+def test_a_signal_ends_what_is_finished_beside_a_run_that_failed(work: Workspace, monkeypatch):
+    s = small_study(arms=small_study().arms[:1])
+    together, stopped = threading.Barrier(2), []
+
+    def execute(_study: Study, work: Workspace, r: Run) -> None:
+        together.wait(60)
+        if r.labeled == 4:
+            raise CommandError("no luck")
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stopped.append(work.stop.wait(20))
+
+    monkeypatch.setattr(run_study.runs, "execute", execute)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_study.run(s, work, s.runs(), 2, timing=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped == [True]
+
+
 @pytest.mark.parametrize(
     ("part", "number", "ignored"),
     [
