@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,15 @@ def test_a_signal_ends_what_is_finished_beside_a_run_that_failed(work: Workspace
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped == [True]
+
+
+def test_a_run_that_waits_for_another_process_ends_with_its_study(work: Workspace):
+    with ThreadPoolExecutor(1) as pool, work.alone("a run"):
+        waiting = pool.submit(work.alone("a run").__enter__)
+        time.sleep(0.5)
+        work.stop.set()
+        with pytest.raises(CommandError):
+            waiting.result(20)
 
 
 @pytest.mark.parametrize(

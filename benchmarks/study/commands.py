@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from time import monotonic
+from typing import IO
 
-from nnunet_caml.demo.commands import CommandLine, TrainingWatch, Watch
+from nnunet_caml.demo.commands import CommandError, CommandLine, TrainingWatch, Watch
 
 __all__ = ["Measurement", "Workspace", "replace_text", "silent"]
 
@@ -119,16 +120,21 @@ class Workspace:
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Waits until nobody else does this in the work folder, be it in this process or in another one."""
+        """Waits until nobody else does this in the work folder, be it in this process or in another one.
+
+        Raises:
+            CommandError: The waiting was stopped.
+        """
         path = self.folder / "locks" / what
         path.parent.mkdir(exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if what != "dataset_ids":
-                    print(f"Waiting for another process that works at {what} in {self.folder}.", file=sys.stderr, flush=True)
+            if what == "dataset_ids":  # for a moment
                 fcntl.flock(file, fcntl.LOCK_EX)
+            elif not _locked(file):
+                print(f"Waiting for another process that works at {what} in {self.folder}.", file=sys.stderr, flush=True)
+                while not _locked(file):  # a thread that waits in flock hears of nothing
+                    if self.stop.wait(1):
+                        raise CommandError(f"The wait for {what} was stopped, as everything here.")
             yield
 
     def measured(self, name: str) -> Path:
@@ -189,6 +195,14 @@ class Workspace:
     def convert(self, label: str, script: str, *arguments: str) -> None:
         """Runs a script of ``dataset_conversion/``."""
         self.run(label, ["python", str(REPOSITORY / "dataset_conversion" / script), *arguments])
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _python_path() -> list[str]:
