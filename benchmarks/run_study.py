@@ -69,7 +69,7 @@ def main() -> int:
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, signal.default_int_handler)  # as Ctrl-C, which ends what has been started
+            signal.signal(number, end)
     shared = options.shared or Path(os.environ.get("NNUNET_CAML_SHARED", "../shared")) / "data"
     try:
         study = read_study(study_file(options.study))
@@ -117,6 +117,13 @@ def main() -> int:
         print("Interrupted. The same command goes on from here.", file=sys.stderr)
         return 130
     return 0
+
+
+def end(*_: object) -> None:
+    """Ends what has been started, as Ctrl-C does; signals that follow, as where a terminal is closed, would disturb that."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which a command would have as well
+    raise KeyboardInterrupt
 
 
 def at_least(least: int) -> Callable[[str], int]:

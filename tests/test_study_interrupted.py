@@ -20,7 +20,7 @@ from test_run_study import WORDS
 import run_study
 import study.schedules
 from nnunet_caml.demo.commands import CommandError
-from study.commands import Workspace
+from study.commands import FOLDERS, Workspace
 from study.description import Run, Study
 from study.schedules import Scheduled
 
@@ -142,6 +142,35 @@ def test_a_run_that_waits_for_another_process_ends_with_its_study(work: Workspac
         work.stop.set()
         with pytest.raises(CommandError):
             waiting.result(20)
+
+
+def test_a_second_signal_does_not_disturb_what_the_first_one_ends(tmp_path: Path, monkeypatch, capsys):
+    """As where a terminal is closed, or by timeout."""
+    (tmp_path / "mine.json").write_text(json.dumps(WORDS), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["run_study.py", str(tmp_path / "mine.json"), "-o", str(tmp_path), "--shared", "/"])
+    for name in FOLDERS:
+        monkeypatch.setenv(name, "")  # to be restored
+    tidied_up = []
+
+    def run(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(60)
+        finally:
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)
+            tidied_up.append(True)
+
+    monkeypatch.setattr(run_study, "run", run)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        assert run_study.main() == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert tidied_up == [True]
+    assert "The same command goes on from here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
