@@ -96,7 +96,6 @@ def main() -> int:
         trainer_classes(study)  # a report needs none of them, and tells of a mistaken one all the same
         made_from.check(study, work)
         if options.plan:
-            write_trainers(study, work.trainers)
             print(report.plan(study, work, selected, options.jobs))
         elif options.keep:
             written = kept.keep(study, work, kept.KEPT, selected)

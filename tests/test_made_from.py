@@ -1,15 +1,19 @@
 """A study file that was changed after its results were made."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from study_helpers import study, write_figures
+from test_run_study import WORDS
 
+import run_study
 from study import made_from
-from study.commands import Measurement, Workspace
+from study.commands import FOLDERS, Measurement, Workspace
 from study.description import Arm, Configuration, Data, StudyError
+from study.schedules import write_trainers
 
 
 @pytest.fixture
@@ -111,6 +115,19 @@ def test_what_was_never_begun_may_change(tmp_path: Path):
     made_from.record(other, work, other.runs())
     written = json.loads((tmp_path / "made_from.json").read_text(encoding="utf-8"))
     assert written["arms"]["CAML"]["iterations"] == 150
+
+
+def test_what_another_process_does_is_not_changed_by_a_plan(tmp_path: Path, monkeypatch):
+    """It would train what it comes to later with settings that nobody writes down."""
+    work = Workspace(tmp_path / "output", tmp_path)
+    write_trainers(study(), work.trainers)
+    before = (work.trainers / "study_trainers.py").read_text(encoding="utf-8")
+    (tmp_path / "s.json").write_text(json.dumps({**WORDS, "name": "s", "iterations": 150}), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["run_study.py", str(tmp_path / "s.json"), "-o", str(work.folder), "--plan"])
+    for name in FOLDERS:
+        monkeypatch.setenv(name, "")  # to be restored
+    assert run_study.main() == 0
+    assert (work.trainers / "study_trainers.py").read_text(encoding="utf-8") == before
 
 
 def test_data_sets_that_are_there_are_not_taken_for_others(tmp_path: Path):
