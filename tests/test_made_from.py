@@ -130,6 +130,17 @@ def test_what_another_process_does_is_not_changed_by_a_plan(tmp_path: Path, monk
     assert (work.trainers / "study_trainers.py").read_text(encoding="utf-8") == before
 
 
+def test_arms_that_are_not_selected_are_recorded_as_their_trainers_are_written(tmp_path: Path):
+    """Another process may train them by these."""
+    work, changed = Workspace(tmp_path, tmp_path), study(arms=arms(attributes={"lambda_c": 5.0}))
+    made_from.record(study(), work, study().runs())
+    made_from.record(changed, work, [run for run in changed.runs() if run.arm.name == "labelled only"])
+    write_figures(work, next(run for run in changed.runs() if run.arm.name == "CAML"), [0.5])
+    made_from.check(changed, work)
+    with pytest.raises(StudyError, match="arm CAML: attributes"):
+        made_from.check(study(), work)
+
+
 def test_data_sets_that_are_there_are_not_taken_for_others(tmp_path: Path):
     work, other = Workspace(tmp_path, tmp_path), study(iterations=150, data=Data("decathlon.py", "x", development=2))
     made_from.record(study(), work, study().runs())

@@ -21,13 +21,16 @@ FILE = "made_from.json"
 def record(study: Study, work: Workspace, selected: list[Run]) -> None:
     """Writes down what the arms of ``selected`` are about to be made from, beside what is known of others.
 
+    Of those that are known and not begun too: another process may train them, by the trainers as they are now.
+
     Raises:
         StudyError: As :func:`check`.
     """
     with work.alone(FILE):
-        known = check(study, work)
-        arms = {run.arm.name: _of_arm(study, run.arm) for run in selected}
-        content = {"study": _of_study(study), "arms": {**known.get("arms", {}), **arms}}
+        known = check(study, work).get("arms", {})
+        names = {*known, *(run.arm.name for run in selected)}
+        arms = {arm.name: _of_arm(study, arm) for arm in study.arms if arm.name in names}
+        content = {"study": _of_study(study), "arms": {**known, **arms}}
         replace_text(work.folder / FILE, json.dumps(content, indent=2) + "\n")
 
 
