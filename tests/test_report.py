@@ -222,3 +222,14 @@ def test_cases_that_only_one_arm_has(tmp_path: Path):
     for run in s.runs():
         write_figures(work, run, [0.5] * 8 if run.arm.name == "labelled only" else [0.6] * 9)
     assert cells(report.runs_table(s, report.collect(s, work)))["CAML"]["cases better"] == "8 of 8"
+
+
+def test_an_arm_that_is_called_like_a_network_a_is_itself(tmp_path: Path):
+    """Where that network is not measured, a name says nothing."""
+    bound = Arm("CAML (A)", "nnUNetTrainer", all_labels=True)
+    s = study(labeled=(4,), arms=(bound, Arm("CAML", "nnUNetTrainerCAML")))
+    work = Workspace(tmp_path, tmp_path)
+    for run, dice in zip(s.runs(), ([0.8, 0.9], [0.5, 0.6]), strict=True):
+        write_figures(work, run, dice)
+    pair = report.Comparison(s, "CAML (A)", report.collect(s, work)).pair("dice", "CAML", 4, [(0, 0)])
+    assert pair == ({"c0": 0.5, "c1": 0.6}, {"c0": 0.8, "c1": 0.9})

@@ -229,7 +229,7 @@ class Comparison:
     """
 
     def __init__(self, study: Study, reference: str, results: dict) -> None:
-        self.arms = {name: arm for arm in study.arms for name in (arm.name, f"{arm.name} (A)")}
+        self.arms = {f"{arm.name} (A)": arm for arm in study.arms} | {arm.name: arm for arm in study.arms}
         self.study, self.reference, self.results = study, reference, results
 
     def __str__(self) -> str:
