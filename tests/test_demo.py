@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,30 @@ def test_a_killed_command_does_not_wait_for_the_workers_it_leaves(terminal, tmp_
         assert str(error.value).endswith("\n    last words")
     finally:
         os.kill(int(worker.read_text()), signal.SIGKILL)  # fails if it is gone
+
+
+def test_a_command_that_is_ended_leaves_no_worker_behind(terminal, tmp_path):
+    """As nnUNetv2_predict would, whose workers wait for ever for a process that was told to end."""
+    program = "import os, time\nworker = os.fork()\nif worker: print(worker, flush=True)\ntime.sleep(300)"
+    worker = None
+
+    def watch(line: str) -> None:
+        nonlocal worker
+        if line.strip():
+            worker = int(line)
+            terminal.stop.set()
+
+    with pytest.raises(CommandError, match="stopped"):
+        terminal.run(["python", "-c", program], "stopped.log", watch)
+    assert worker is not None
+    try:
+        end = time.monotonic() + 60
+        while Path(f"/proc/{worker}").exists():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_news_silence_and_log(terminal, tmp_path, capsys):

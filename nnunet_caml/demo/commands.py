@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -105,7 +106,9 @@ class CommandLine:
             status = process.wait()
         finally:
             if process.poll() is None:  # Ctrl-C, a stop, or an error of ours
-                process.terminate()
+                for pid in (process.pid, *_started_by(process.pid)):  # nnU-Net's workers would wait for more for ever
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
                 process.wait()
         if status:
             ending = "\n".join(f"    {line}" for line in last)
@@ -144,6 +147,19 @@ class CommandLine:
                 # what it says meanwhile (warnings, progress bars) is in the log file
                 self.say("... starting" if news_at == began else f"... still running, for {now - news_at:.0f} s on this")
                 told = now
+
+
+def _started_by(process: int) -> list[int]:
+    """Numbers of all processes that a process has started, and those have; none where there is no ``/proc``."""
+    children = defaultdict[int, list[int]](list)
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            _, parent, *_ = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            children[int(parent)].append(int(file.parent.name))
+    found = [*children[process]]
+    for pid in found:  # which grows
+        found += children[pid]
+    return found
 
 
 def _put_lines(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
