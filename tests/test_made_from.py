@@ -12,6 +12,7 @@ from test_run_study import WORDS
 import run_study
 from study import made_from
 from study.commands import FOLDERS, Measurement, Workspace
+from study.data import WHOLE
 from study.description import Arm, Configuration, Data, StudyError
 from study.schedules import write_trainers
 
@@ -148,6 +149,20 @@ def test_data_sets_that_are_there_are_not_taken_for_others(tmp_path: Path):
     with pytest.raises(StudyError, match=r"^s: data is .*\"development\": 2"):
         made_from.record(other, work, other.runs())
     made_from.record(study(iterations=150), work, study().runs())
+
+
+def test_a_number_of_development_cases_that_could_not_be_may_be_corrected(tmp_path: Path):
+    """What has been converted by then holds all cases, however many they should be."""
+    work, data = Workspace(tmp_path, tmp_path), Data("decathlon.py", "x", development=500)
+    made_from.record(study(data=data), work, study().runs())
+    (work.raw / f"Dataset001_{WHOLE}").mkdir(parents=True)
+    for mistaken in (replace(data, source="y"), replace(data, development=2, arguments=("--test", "3"))):
+        with pytest.raises(StudyError, match=r"^s: data is "):
+            made_from.check(study(data=mistaken), work)
+    made_from.record(study(data=replace(data, development=2)), work, study().runs())
+    (work.raw / "Dataset002_AllLabels").mkdir()
+    with pytest.raises(StudyError, match=r"^s: data is .*\"development\": 2"):
+        made_from.check(study(data=data), work)
 
 
 def test_a_model_that_is_not_measured_yet_counts(work: Workspace):

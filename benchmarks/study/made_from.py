@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from study.commands import Workspace, replace_text
+from study.data import WHOLE
 from study.description import Arm, Run, Study, StudyError
 
 __all__ = ["check", "record"]
@@ -47,8 +48,11 @@ def check(study: Study, work: Workspace) -> dict[str, Any]:
     begun = {arm.name: numbers for arm in study.arms if (numbers := _begun(work, arm))}
     if begun and known:
         _compare(known["study"], _of_study(study), study.name, file)
-    elif known and any(work.raw.glob("Dataset*")):  # which are not made again
-        _compare({"data": known["study"]["data"]}, {"data": _of_study(study)["data"]}, study.name, file)
+    elif known and (made := {folder.name.partition("_")[2] for folder in work.raw.glob("Dataset*")}):  # and is not made again
+        before, now = known["study"]["data"], _of_study(study)["data"]
+        if made == {WHOLE}:  # in which all cases are
+            before = {**before, **{key: now[key] for key in ("development", "development_seed")}}
+        _compare({"data": before}, {"data": now}, study.name, file)
     for arm in study.arms:
         if arm.name in begun and arm.name in known.get("arms", {}):
             numbers = begun[arm.name]
