@@ -149,9 +149,14 @@ def companion_state(caml: MutualLearning, optimizer: torch.optim.Optimizer, sett
 
 
 def _without_numpy(state: dict) -> dict:
-    """State of an optimiser whose learning rate or weight decay a schedule or a setting may have worked out with numpy."""
-    groups = [{k: v.item() if isinstance(v, np.generic) else v for k, v in group.items()} for group in state["param_groups"]]
-    return {**state, "param_groups": groups}
+    """State of an optimiser of which a schedule or a setting may have worked out something with numpy, such as betas."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(plain, value))
+        return value.item() if isinstance(value, np.generic) else value
+
+    return {**state, "param_groups": [{k: plain(v) for k, v in group.items()} for group in state["param_groups"]]}
 
 
 def restore_companion(state: dict, caml: MutualLearning, optimizer: torch.optim.Optimizer) -> bool:

@@ -61,6 +61,16 @@ def test_what_is_of_numpy_can_be_read_again(tmp_path: Path):
     assert of_same.param_groups[0]["weight_decay"] == pytest.approx(1e-5)
 
 
+def test_pairs_of_numpy_can_be_read_again(tmp_path: Path):
+    """As the betas of an optimiser of the Adam family."""
+    caml, _ = learning("a", "b")
+    optimizer = torch.optim.AdamW(caml.parameters(), 0.1, (1 - np.sqrt(1e-2), 0.999))
+    checkpoint, logger = tmp_path / "checkpoint_latest.pth", logger_after(tmp_path, 1)
+    save(checkpoint, lambda name: torch.save({}, name), companion_state(caml, optimizer, {}), logger)
+    state = load_companion(checkpoint, logger, torch.device("cpu"))
+    assert state["optimizer"]["param_groups"][0]["betas"] == pytest.approx((0.9, 0.999))
+
+
 @pytest.mark.parametrize("moment", range(8))
 def test_a_kill_at_any_moment_leaves_a_pair_that_fits(tmp_path: Path, monkeypatch, moment: int):
     """Before each thing that happens to the file system, one after the other."""
