@@ -19,6 +19,7 @@ from typing import Any
 
 from nnunet_caml.conversion import Case, ConversionError, Dataset, argument_parser, main
 from nnunet_caml.conversion.cases import with_gaps
+from nnunet_caml.conversion.reading import ending_of
 from nnunet_caml.conversion.writer import UNLABELED_KEY
 
 REPLACED = ("name", "channel_names", "labels", "numTraining", "file_ending", "dataset", "licence", "reference", UNLABELED_KEY)
@@ -128,14 +129,18 @@ def channel_files(folder: Path, ending: str) -> Iterable[tuple[str, list[Path]]]
     """Every identifier in the folder with its files by channel, :func:`with_gaps`; none if there is no such folder.
 
     Raises:
-        ConversionError: A file is not named as nnU-Net wants it, and would be left out.
+        ConversionError: A file is not named as nnU-Net wants it, or lies in a folder within, and would be left out.
     """
     files = defaultdict(list)
-    for name in (name for name in names_in(folder) if name.endswith(ending)):
+    for name in names_in(folder):
+        if inner := next((path for path in sorted((folder / name).glob("*")) if ending_of(path)), None):
+            raise ConversionError(f"{inner} lies in a folder within {folder}, where nnU-Net reads no images: move it.")
+        if not ending_of(Path(name)) and not name.endswith(ending):  # no image, such as the spacing of a TIFF file
+            continue
         match = re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", name)
         if match is None:
             raise ConversionError(
-                f"{folder / name} is not named CASE_0000{ending} as nnU-Net wants it: rename it, or take it away."
+                f"{folder / name} is not named CASE_0000{ending} as nnU-Net wants it: rename or convert it, or take it away."
             )
         files[match[1]].append((folder / name, int(match[2])))
     return [(identifier, with_gaps(numbered)) for identifier, numbered in files.items()]

@@ -42,6 +42,22 @@ def test_images_that_are_not_named_as_nnunet_wants_them(tmp_path, raw, capsys, f
 
 
 @pytest.mark.parametrize(
+    "name", ["imagesTr/a_0000.mha", "imagesTs/a_0000.NII.GZ", "imagesUn/a_0000.nii", "imagesUn/sub/a_0000.mha"]
+)
+def test_images_that_nnunet_does_not_read(tmp_path, raw, capsys, name):
+    """nnU-Net does not read them, and whoever has put them there believes that it does."""
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    (source / "imagesUn" / "readme.txt").write_text("no image", encoding="utf-8")
+    command = ("hide_labels.py", source, "--dataset-id", 51, "--labeled", 3)
+    run(*command)
+    write(tmp_path / "a_0000.nii.gz", random_image(1))
+    (source / name).parent.mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "a_0000.nii.gz", source / name)
+    complaint = sentence(capsys, *command, "--overwrite")
+    assert f"{source / name} {'lies in a folder' if 'sub' in name else 'is not named CASE_0000.nii.gz'}" in complaint
+
+
+@pytest.mark.parametrize(
     ("script", "make", "arguments", "name"),
     [
         ("flare22.py", flare22, (), "Case_00009_0000.nii.gz"),
