@@ -19,6 +19,7 @@ from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -120,6 +121,26 @@ def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) ->
     return f"shape {single[0][0].shape[1:]}, spacing ({spacing}) mm"
 
 
+def check_voxels(case: str, data: Any) -> None:
+    """Raises :class:`UnlabeledDataError` if preprocessing has left nothing of a case that could be trained with.
+
+    Args:
+        case: Its name in the sentence.
+        data: Preprocessed voxels ``(C, *spatial)``, on disk or in memory, read one channel at a time.
+    """
+    extremes = [(channel.min(), channel.max()) for channel in map(np.asarray, data)]
+    if not np.isfinite(extremes).all():
+        raise UnlabeledDataError(
+            f"{case} has NaN or infinite voxels once it is preprocessed, as values such as -3.4e38 lead to, which stand for "
+            f"voxels that were not measured. Replace such values or remove the case."
+        )
+    if all(low == high for low, high in extremes):
+        raise UnlabeledDataError(
+            f"{case} has one value everywhere once it is preprocessed. Correct its intensities or its spacing, or remove the "
+            f"case."
+        )
+
+
 def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> bool:
     """Preprocesses one case, unless it is done already.
 
@@ -150,7 +171,9 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
             )
         data_class = infer_dataset_class(str(temporary))
         # Reading back what was written finds a file cut short by a full disk.
-        content = voxel_digest(data_class(str(temporary), [case]).load_case(case)[0])
+        data = data_class(str(temporary), [case]).load_case(case)[0]
+        check_voxels(f"Unlabelled case {case} ({files[0]}{geometry})", data)
+        content = voxel_digest(data)
         written = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
         outdated = dataset.state_file(case).is_file()
         if not needs_work(dataset, case, files):  # another run was faster, and may train with it already

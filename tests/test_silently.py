@@ -18,6 +18,7 @@ from nnunet_caml.correlation import Selection
 from nnunet_caml.loading import UnlabeledCases
 from nnunet_caml.networks import SharedEncoderAuxiliary, copy_matching, make_auxiliary
 from nnunet_caml.preprocessing import preprocess
+from nnunet_caml.unlabeled import UnlabeledDataError
 from study import report
 from study.metrics import measure_case
 
@@ -139,3 +140,22 @@ def test_activations_on_a_gpu_take_two_bytes(make_trainer):
     whole = footprint.lower_bound(trainer).activations
     trainer.device = torch.device("cuda")
     assert 0.3 < footprint.lower_bound(trainer).activations / whole < 0.51
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "spacing", "sentence"),
+    [
+        (-3.4028235e38, slice(4), 1.0, "has NaN or infinite voxels once it is preprocessed"),
+        (7.0, slice(None), 1.0, "has one value everywhere once it is preprocessed"),
+        (0.0, slice(4), 0.06, "has one value everywhere once it is preprocessed"),
+    ],
+    ids=["no-data value", "constant", "micrometres"],
+)
+def test_an_image_of_which_preprocessing_leaves_nothing(workspace: Workspace, value, where, spacing, sentence: str):
+    """NaN in one unlabelled patch would end both networks, hours after the beginning of a training."""
+    image = blobs(0)[0].astype(np.float32)
+    image[where] = value
+    write_image(image, workspace.raw / "imagesUn/un_0_0000.nii.gz", spacing=(spacing,) * 3)
+    with pytest.raises(UnlabeledDataError, match=rf"un_0 \(.*un_0_0000\.nii\.gz, shape \(20, 24, 22\), .* {sentence}"):
+        preprocess(dataset(workspace), 1)
+    assert dataset(workspace).done_cases() == ["un_1", "un_2", "un_3", "un_4"]
