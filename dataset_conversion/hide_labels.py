@@ -66,6 +66,12 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
     """The cases of ``imagesTr`` (or of the list in ``dataset.json``), ``imagesTs``, ``imagesUn`` and the entry "unlabeled"."""
     content = description(source)
     ending = content["file_ending"]
+    for folder in (source / name for name in ("imagesTs", "labelsTs", "imagesUn")):
+        if folder.is_symlink() and not folder.exists():
+            raise ConversionError(
+                f"{folder} is a link to {folder.readlink()}, which is not there, and its cases would be left out: connect "
+                "that disk, or take the link away."
+            )
     patients, listed = patients_of(source), list(entries(source, content, UNLABELED_KEY))
     if "dataset" in content:  # nnU-Net's way of naming files in any place
         for identifier, images, label in entries(source, content, "dataset"):

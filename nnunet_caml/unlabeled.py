@@ -178,7 +178,8 @@ class UnlabeledDataset:
         unlabelled cases can be added later.
 
         Raises:
-            UnlabeledDataError: As :func:`list_folder`; also if a case is named in both places, or like nnU-Net's label files.
+            UnlabeledDataError: As :func:`list_folder`; also if a case is named in both places, or like nnU-Net's label files,
+                or the folder is a link that leads nowhere and there are cases in the entry.
         """
         if self.raw_folder is None or not self.raw_folder.is_dir():
             return {}
@@ -194,6 +195,8 @@ class UnlabeledDataset:
         cases = list_entry(dataset_json.get(DATASET_KEY, {}), self.raw_folder, channels)
         images = self.raw_folder / RAW_FOLDER
         in_folder = list_folder(images, dataset_json["file_ending"], channels) if images.is_dir() else {}
+        if cases and (lost := self._lost_link()):  # else its cases would count as taken away
+            raise UnlabeledDataError(lost.strip())
         if twice := sorted(cases.keys() & in_folder.keys()):
             raise UnlabeledDataError(
                 f'Unlabelled case {twice[0]} is both in {images} and in the entry "{DATASET_KEY}" of {json_file}. '
@@ -208,8 +211,17 @@ class UnlabeledDataset:
                 )
         return dict(sorted((cases | in_folder).items()))
 
+    def _lost_link(self) -> str:
+        """A sentence on ``imagesUn`` if that is a link to what is not there, as a disk that is not mounted, or nothing."""
+        images = self.raw_folder / RAW_FOLDER if self.raw_folder is not None else None
+        if images is None or not images.is_symlink() or images.exists():
+            return ""
+        return f" {images} is a link to {images.readlink()}, which is not there. Connect that disk, or remove the link."
+
     def misnamed(self) -> str:
         """A sentence on a folder of the raw data set that may be meant for unlabelled images, or nothing."""
+        if lost := self._lost_link():
+            return lost
         folders = self.raw_folder.iterdir() if self.raw_folder is not None and self.raw_folder.is_dir() else ()
         for folder in sorted(folders):
             if folder.name != RAW_FOLDER and re.fullmatch(r"images?[ _-]?un.*", folder.name, re.IGNORECASE) and folder.is_dir():

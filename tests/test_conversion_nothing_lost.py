@@ -57,6 +57,18 @@ def test_images_that_nnunet_does_not_read(tmp_path, raw, capsys, name):
     assert f"{source / name} {'lies in a folder' if 'sub' in name else 'is not named CASE_0000.nii.gz'}" in complaint
 
 
+@pytest.mark.parametrize("folder", ["imagesTs", "labelsTs", "imagesUn"])
+def test_a_folder_on_a_disk_that_is_not_there(tmp_path, raw, capsys, folder):
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    (source / folder).rename(tmp_path / "disk")
+    (source / folder).symlink_to(tmp_path / "disk")
+    command = ("hide_labels.py", source, "--dataset-id", 51, "--labeled", 3)
+    run(*command)
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    complaint = sentence(capsys, *command, "--overwrite")
+    assert f"{source / folder} is a link to {tmp_path / 'disk'}, which is not there" in complaint
+
+
 @pytest.mark.parametrize(
     ("script", "make", "arguments", "name"),
     [

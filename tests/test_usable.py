@@ -165,3 +165,26 @@ def test_channels_of_one_name_in_several_folders(tmp_path: Path, changed: int):
     assert renewed_sources(recorded, files)
     files[changed].write_bytes(b"other and longer")
     assert not renewed_sources(recorded, files)
+
+
+def test_a_link_to_a_disk_that_is_not_there(workspace: Workspace, capsys):
+    preprocess(dataset(workspace), 1)
+    folder, disk = workspace.raw / "imagesUn", workspace.root / "disk"
+    folder.rename(disk)
+    folder.symlink_to(disk)
+    assert list(dataset(workspace).raw_cases()) == [f"un_{i}" for i in range(5)]
+    disk.rename(workspace.root / "unmounted")
+    # as on a node without raw data
+    assert preprocess(dataset(workspace), 1) == 0
+    assert dataset(workspace).usable_cases() == [f"un_{i}" for i in range(5)]
+    assert main(["preprocess", "-d", "101", "-c", "3d_tiny"]) == 1
+    assert f"{folder} is a link to {disk}, which is not there" in capsys.readouterr().err
+    # its cases would be withdrawn for those of the list alone
+    file = workspace.raw / "dataset.json"
+    entry = {"near": {"images": ["imagesTs/ts_0_0000.nii.gz"]}}
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}), encoding="utf-8")
+    with pytest.raises(UnlabeledDataError, match="which is not there"):
+        preprocess(dataset(workspace), 1)
+    (workspace.root / "unmounted").rename(disk)
+    assert preprocess(dataset(workspace), 1) == 1
+    assert len(dataset(workspace).usable_cases()) == 6
