@@ -13,7 +13,7 @@ import re
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterable
-from os.path import expandvars
+from os.path import expandvars, lexists
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
     tests = [] if options.without_test else channel_files(source / "imagesTs", ending)
     for identifier, images in tests:
         label = source / "labelsTs" / f"{identifier}{ending}"
-        label_or_none = label if label.exists() else None
+        label_or_none = label if lexists(label) else None  # a link to nowhere is a lost label, not none
         yield Case(identifier, images, label_or_none, test=True, patient=patients.get(identifier, ""))
     for identifier, images in channel_files(source / "imagesUn", ending):
         yield Case(identifier, images, patient=patients.get(identifier, ""))

@@ -76,6 +76,16 @@ def test_label_without_its_image(tmp_path, raw, capsys):
     assert "p3_0000.nii.gz does not exist" in sentence(capsys, "hide_labels.py", source, "--dataset-id", 51, "--labeled", 2)
 
 
+def test_label_of_a_test_case_that_is_a_link_to_nowhere(tmp_path, raw, capsys):
+    """It would become a test case without a label, as some are."""
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    label = source / "labelsTs" / "t0.nii.gz"
+    label.unlink()
+    label.symlink_to(tmp_path / "moved" / "t0.nii.gz")
+    said = sentence(capsys, "hide_labels.py", source, "--dataset-id", 51, "--labeled", 2)
+    assert f"{label} does not exist, but t0 should have a label" in said
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
