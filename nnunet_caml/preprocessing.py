@@ -194,6 +194,11 @@ def preprocess_case(dataset: UnlabeledDataset, case: str, files: Sequence[Path])
             ) from None
         if isinstance(error, OSError) and str(error.filename).startswith(str(dataset.folder)):
             raise  # no fault of the case's files
+        if isinstance(error, PermissionError):
+            raise UnlabeledDataError(
+                f"{error.filename} of unlabelled case {case} cannot be opened ({error.strerror}). Make it readable or remove "
+                f"the case."
+            ) from None
         raise UnlabeledDataError(
             f"Unlabelled case {case} ({files[0]}{geometry}) cannot be preprocessed to the spacing "
             f"{tuple(dataset.configuration_manager.spacing)} of the plans: {type(error).__name__}: {error}"
@@ -268,7 +273,10 @@ def needs_work(dataset: UnlabeledDataset, case: str, files: Sequence[Path]) -> b
     if state is None or state.fingerprint != dataset.fingerprint() or state.damaged(dataset.folder):
         return True
     if all(f.is_file() for f in files):
-        sources = renewed_sources(state.sources, files)
+        try:
+            sources = renewed_sources(state.sources, files)
+        except OSError:  # that it cannot be read is reported when the case is done anew
+            return True
         if sources is not None and sources != state.sources:
             state.renew(dataset.state_file(case), sources)
         return sources is None

@@ -72,12 +72,18 @@ def list_folder(folder: Path, file_ending: str, channels: int) -> dict[str, list
         4-D NIfTI), so all cases may have fewer files than channels; reading them tells whether they are all there.
 
     Raises:
-        UnlabeledDataError: If a file is not named so, images lie in a folder within, or a case has files too many or fewer
-            than the others.
+        UnlabeledDataError: If a file is not named so, images lie in a folder within, a case has files too many or fewer
+            than the others, or nobody lets us look into the folder.
     """
     found: dict[str, dict[int, Path]] = defaultdict(dict)
     others = []
-    for file in sorted(folder.iterdir()):
+    try:
+        files_and_folders = sorted(folder.iterdir())
+    except PermissionError as error:
+        raise UnlabeledDataError(
+            f"{folder} cannot be opened ({error.strerror}). Make it readable, and the images in it."
+        ) from None
+    for file in files_and_folders:
         if file.name.startswith("."):
             continue
         if file.is_dir():

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from conftest import Workspace, blobs, write_image
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from test_unlabeled import dataset
 
-from nnunet_caml import preprocessing
+from nnunet_caml import preprocessing, states
 from nnunet_caml.preprocessing import check_images, host, needs_work, preprocess, preprocess_case
 from nnunet_caml.states import CaseState, read_sources, renewed_sources, source_files, voxel_digest
-from nnunet_caml.unlabeled import NORMALIZED_BY_IMAGE, UnlabeledDataset, number_of_channels
+from nnunet_caml.unlabeled import NORMALIZED_BY_IMAGE, UnlabeledDataError, UnlabeledDataset, number_of_channels
 
 
 def test_a_change_far_into_a_file_is_seen(tmp_path: Path):
@@ -163,6 +164,36 @@ def test_an_image_that_may_not_be_read_is_named(workspace: Workspace, monkeypatc
     with pytest.raises(ValueError, match=r"1 of 5 unlabelled cases .*\n.*case un_2 .*Permission denied"):
         preprocess(dataset(workspace), 1)
     assert len(dataset(workspace).done_cases()) == 4
+
+
+def test_a_changed_image_that_may_not_be_read_is_named(workspace: Workspace, monkeypatch):
+    """As one of a new case is; before that it would be no error of a case, but of the run."""
+    preprocess(dataset(workspace), 1)
+    (workspace.raw / "imagesUn/un_2_0000.nii.gz").touch()
+    (workspace.preprocessed / "nnUNetPlans_3d_fullres_unlabeled/un_3.pkl").unlink()
+
+    def refusing(real: Callable) -> Callable:
+        def read(file: Path) -> object:
+            if file.name == "un_2_0000.nii.gz":
+                raise PermissionError(errno.EACCES, "Permission denied", str(file))
+            return real(file)
+
+        return read
+
+    for module, name in ((states, "file_digest"), (preprocessing, "damage")):
+        monkeypatch.setattr(module, name, refusing(getattr(module, name)))
+    with pytest.raises(ValueError, match=r"1 of 5 .*\n.*un_2_0000.nii.gz of unlabelled case un_2 cannot be opened"):
+        preprocess(dataset(workspace), 1)
+    assert "un_3" in dataset(workspace).done_cases()
+
+
+def test_a_folder_that_may_not_be_read_is_named(workspace: Workspace, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UnlabeledDataError, match=r"imagesUn cannot be opened \(Permission denied\)"):
+        dataset(workspace).raw_cases()
 
 
 @pytest.mark.parametrize("scheme", sorted(NORMALIZED_BY_IMAGE))
