@@ -53,7 +53,7 @@ def test_every_truncation_is_noticed(tmp_path, complete, kind):
 
 
 @pytest.mark.parametrize("kind", [".nii.gz", ".mha", ".nrrd"])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_with_a_checksum_give_an_error_or_the_right_voxels(tmp_path, complete, kind, data):
     content = bytearray(complete[kind])
@@ -68,7 +68,7 @@ def test_damaged_files_with_a_checksum_give_an_error_or_the_right_voxels(tmp_pat
         np.testing.assert_array_equal(sitk.GetArrayFromImage(image), random_image(0))
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     garbage=st.binary(max_size=800),
     head=st.integers(0, 400),
