@@ -106,8 +106,6 @@ class Workspace:
             "nnUNet_extTrainer": str(TRAINERS),
             "nnUNet_n_proc_DA": "0",
             "nnUNet_def_n_proc": "1",
-            # nnU-Net takes all cores on a CPU; where they are busy, threads that wait should not take what is left
-            "OMP_WAIT_POLICY": "passive",
             # lines are there when they are printed
             "PYTHONUNBUFFERED": "1",
         }

@@ -16,6 +16,9 @@ PRELOADED = [
 ]
 # nnU-Net reads it when it is imported, which is after this; to start pools takes longer than the tests' tiny cases
 os.environ.setdefault("nnUNet_def_n_proc", "1")
+# OpenMP reads it when torch is imported, here and in the forkserver. Where cores are busy, threads that wait actively take
+# what the others need: a test of seconds takes minutes then.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(PRELOADED)
 

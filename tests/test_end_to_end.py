@@ -1,5 +1,6 @@
 """Through nnU-Net's own command line: plan, preprocess, train, validate, predict, continue, export."""
 
+import os
 import pickle
 import signal
 import subprocess
@@ -69,7 +70,7 @@ def test_train_predict_export(workspace: Workspace, tmp_path: Path):
     )
     script = tmp_path / "stock.py"
     script.write_text(stock)
-    environment = {**workspace.variables, "nnUNet_results": str(tmp_path / "elsewhere"), "nnUNet_extTrainer": ""}
+    environment = {**os.environ, **workspace.variables, "nnUNet_results": str(tmp_path / "elsewhere"), "nnUNet_extTrainer": ""}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     a, b = predictions(ours), predictions(theirs)

@@ -46,7 +46,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def call(change: dict[str, Any], *options: str) -> int:
         file = tmp_path / "mine.json"
         file.write_text(json.dumps({**WORDS, **change}), encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), "-o", str(tmp_path / "output"), *options])
+        places = ["-o", str(tmp_path / "output"), "--shared", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), *places, *options])
         return run_study.main()
 
     return call
