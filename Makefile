@@ -29,7 +29,7 @@ lint: $(STAMP)
 	$(PY) -m mypy
 
 test: lint
-	$(PY) -m pytest -q -n 2 --dist worksteal --durations=10
+	$(PY) -m pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=10
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -q -m slow
@@ -39,7 +39,7 @@ test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check --progress-bar off -q uv
 	.venv-oldest/bin/uv pip install --python .venv-oldest --no-progress --resolution lowest-direct -e ".[dev]"
-	.venv-oldest/bin/python -m pytest -q -n 2 --dist worksteal --durations=10
+	.venv-oldest/bin/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=10
 
 # nnU-Net's own integration procedure, small; needs the Hippocampus data of the Decathlon
 integration: $(STAMP)
