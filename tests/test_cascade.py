@@ -70,27 +70,6 @@ def test_both_stages(workspace: Workspace):
     full = workspace.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / "un_0.b2nd"
     assert blosc2.open(str(predicted / "un_0.b2nd")).shape == blosc2.open(str(full)).shape[1:]
 
-    # --val again: what is newer than the checkpoint is kept, what is missing is made, for cases that came since, too
-    (predicted / "un_3.b2nd").unlink()
-    write_image(blobs(300)[0], workspace.raw / "imagesUn/un_5_0000.nii.gz")
-    write_image(blobs(301)[0], workspace.raw / "imagesUn/un_2_0000.nii.gz")
-    older = (predicted / "un_2.b2nd").stat().st_mtime_ns
-    before = (predicted / "un_1.b2nd").stat().st_mtime_ns
-    workspace.call(*command.format("3d_lowres", "all").split(), "--val")
-    assert (predicted / "un_3.b2nd").is_file()
-    assert (predicted / "un_5.b2nd").is_file()
-    assert (predicted / "un_2.b2nd").stat().st_mtime_ns > older, "its image is another one now"
-    assert (predicted / "un_1.b2nd").stat().st_mtime_ns == before
-
-    # of other weights than before, all are made anew, as nnU-Net does with the labelled ones
-    fold = model / "fold_all"
-    best = torch.load(fold / "checkpoint_final.pth", weights_only=False)
-    best["logging"]["epoch_end_timestamps"][-1] -= 1.0
-    torch.save(best, fold / "checkpoint_best.pth")
-    workspace.call(*command.format("3d_lowres", "all").split(), "--val", "--val_best")
-    assert (predicted / "un_1.b2nd").stat().st_mtime_ns > before
-    workspace.call(*command.format("3d_lowres", "all").split(), "--val")
-
     workspace.call(*command.format("3d_cascade_fullres", "all").split())
     low, high = workspace.root / "low", workspace.root / "high"
     images = ["-i", workspace.raw / "imagesTs", "-d", 101, "-tr", TRAINER]
@@ -236,12 +215,19 @@ def test_a_prediction_of_another_image(workspace: Workspace, make_trainer, monke
     cases, said = [f"un_{i}" for i in range(5)], []
     assert with_previous_stage(folder, "3d_tiny", [], target, cases, said.append) == cases
     write_image(blobs(301)[0], workspace.raw / "imagesUn/un_2_0000.nii.gz")
+    write_image(blobs(300)[0], workspace.raw / "imagesUn/un_5_0000.nii.gz")  # which is new
     preprocess(target, 1)
+    cases.append("un_5")
     usable = with_previous_stage(folder, "3d_tiny", [], target, cases, said.append)
     assert usable == ["un_0", "un_1", "un_3", "un_4"]
-    assert "1 unlabelled cases, such as un_2, have no prediction of the first stage" in said[0]
-    cascade.predict_for_next_stage(trainer)  # as --val does
+    assert "2 unlabelled cases, such as un_2, have no prediction of the first stage" in said[0]
+    made = {case: (Path(folder) / f"{case}.b2nd").stat().st_mtime_ns for case in usable}
+    cascade.predict_for_next_stage(trainer)  # as --val does, which keeps what is newer than the checkpoint and its case
     assert with_previous_stage(folder, "3d_tiny", [], target, cases, said.append) == cases
+    assert made == {case: (Path(folder) / f"{case}.b2nd").stat().st_mtime_ns for case in usable}
+    trainer.logger.log("epoch_end_timestamps", 2.0, 0)  # other weights, as with --val_best
+    cascade.predict_for_next_stage(trainer)
+    assert all((Path(folder) / f"{case}.b2nd").stat().st_mtime_ns > before for case, before in made.items())
 
 
 def test_cases_without_a_prediction(workspace: Workspace, tmp_path: Path):
