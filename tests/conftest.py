@@ -163,7 +163,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             write_raw(workspace.raw)
             command = "nnUNetv2_plan_and_preprocess -d 101 -c 3d_fullres --verify_dataset_integrity -np 1 -npfp 1"
             # nnU-Net 2.8.1 takes this number for torch's threads when it plans, and torch wants at least one
-            workspace.run(*command.split(), variables={"nnUNet_n_proc_DA": "1"})
+            workspace.call(*command.split(), variables={"nnUNet_n_proc_DA": "1"})
             add_tiny_configuration(workspace.preprocessed / "nnUNetPlans.json")
             done.touch()
     return workspace

@@ -1,10 +1,6 @@
-"""One rank of a training under several processes, as nnU-Net starts one per GPU; here with gloo on the CPU.
-
-Arguments: rank, number of ranks, port, configuration, trainer, file for what this rank ends with.
-"""
+"""One rank of a training under several processes, as nnU-Net starts one per GPU; here with gloo on the CPU."""
 
 import json
-import sys
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +22,8 @@ def save_slowly(content: object, file: str) -> None:
     Path(file).write_text(json.dumps(content), encoding="utf-8")
 
 
-def main(rank: int, ranks: int, port: str, configuration: str, name: str, output: str) -> None:
+def main(rank: int, ranks: int, port: str, configuration: str, name: str, output: Path) -> None:
+    """Trains and validates, and writes to ``output`` what this rank ends with."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     # nnU-Net wants a GPU per rank, and says so to DistributedDataParallel
@@ -65,7 +62,3 @@ def main(rank: int, ranks: int, port: str, configuration: str, name: str, output
     torch.save(result, output)
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

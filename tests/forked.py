@@ -9,10 +9,14 @@ process, and gets what a spawned one inherits, environment and output.
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from multiprocessing import context as contexts
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from nnunet_caml.startup import add_discovery_folder
 
 PRELOADED = [
     *("nnunetv2.run.run_training", "nnunetv2.inference.predict_from_raw_data", "nnunet_caml.trainer", "skimage.io"),
@@ -33,6 +37,24 @@ class CommandFailed(AssertionError):
     """A command ended with another status than 0; the message is its output."""
 
 
+def start(function: Callable[..., None], arguments: Sequence[object], environment: dict[str, str], log: Path) -> BaseProcess:
+    """Starts a function in a process of its own.
+
+    Args:
+        function: One of a module.
+        arguments: What it is called with.
+        environment: All variables of its process and those that this spawns.
+        log: Gets the output, both streams as one.
+
+    Returns:
+        The process.
+    """
+    forkserver.ensure_running()
+    process = context.Process(target=_surrounded, args=(function, arguments, environment, str(log), _server()))
+    process.start()
+    return process
+
+
 def call(command: list[str], environment: dict[str, str], log: Path) -> str:
     """Runs the function of a console script.
 
@@ -47,9 +69,7 @@ def call(command: list[str], environment: dict[str, str], log: Path) -> str:
     Raises:
         CommandFailed: The command did.
     """
-    forkserver.ensure_running()
-    process = context.Process(target=_run, args=(command, environment, str(log), _server()))
-    process.start()
+    process = start(_run, [command], environment, log)
     process.join()
     output = log.read_text(encoding="utf-8", errors="replace")
     if process.exitcode:
@@ -96,7 +116,9 @@ class _Spawning(contexts.ForkServerContext):
     Process = _Worker
 
 
-def _run(command: list[str], environment: dict[str, str], log: str, server: dict[str, object]) -> None:
+def _surrounded(
+    function: Callable[..., None], arguments: Sequence[object], environment: dict[str, str], log: str, server: dict[str, object]
+) -> None:
     # a forkserver's processes start theirs with a forkserver of their own, which would import everything once more; a user's
     # command has the system's default
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
@@ -104,9 +126,11 @@ def _run(command: list[str], environment: dict[str, str], log: str, server: dict
     contexts._concrete_contexts["spawn"] = _Spawning()  # type: ignore[attr-defined]
     _Worker.log = log
     _surround(environment, log, os.O_TRUNC)
-    from nnunet_caml.startup import add_discovery_folder
-
     add_discovery_folder()  # as every new process does
+    function(*arguments)
+
+
+def _run(command: list[str]) -> None:
     sys.argv = command
     (script,) = entry_points(group="console_scripts", name=command[0])
     script.load()()

@@ -2,10 +2,9 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import distributed_worker
 import forked
 import pytest
 import torch
@@ -21,8 +20,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nnunet_caml import trainer as module_of_ours
 from nnunet_caml.distributed import average_gradients, on_first_rank
 from nnunet_caml.trainer import nnUNetTrainerCAML
-
-WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
 @pytest.mark.parametrize(
@@ -40,18 +37,16 @@ def test_two_ranks(workspace: Workspace, tmp_path: Path, configuration: str, tra
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     files = [tmp_path / f"rank{rank}.pt" for rank in range(2)]
+    logs = [tmp_path / f"rank{rank}.log" for rank in range(2)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), "2", port, configuration, trainer, str(files[rank])],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-        )
-        for rank in range(2)
+        forked.start(distributed_worker.main, [rank, 2, port, configuration, trainer, file], dict(os.environ), log)
+        for rank, (file, log) in enumerate(zip(files, logs, strict=True))
     ]
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)[-4000:]
+    for process in processes:
+        process.join(600)
+        process.kill()
+    outputs = [log.read_text(encoding="utf-8") for log in logs]
+    assert [process.exitcode for process in processes] == [0, 0], "\n".join(outputs)[-4000:]
     first, second = (torch.load(file, weights_only=False) for file in files)
     for part in ("V", "A"):
         for name, value in first[part].items():
