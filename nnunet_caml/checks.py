@@ -17,7 +17,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from tqdm import tqdm
 
-from nnunet_caml.states import STATE_FOLDER, CaseState, file_digest, voxel_digest
+from nnunet_caml.states import STATE_FOLDER, CaseState, file_digest, voxel_digest, voxel_files
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
 
@@ -195,8 +195,9 @@ def same_files(dataset: UnlabeledDataset, unlabeled: Iterable[str], files: Itera
     """
     by_size = defaultdict(list)
     for file in files:
-        if file.is_file():
-            by_size[file.stat().st_size].append(file)
+        for part in voxel_files(file) or [file]:  # a header may be that of many images
+            if part.is_file():
+                by_size[part.stat().st_size].append(part)
     found = {}
     for case in unlabeled if by_size else ():
         state = CaseState.read(dataset.state_file(case))

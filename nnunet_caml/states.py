@@ -16,11 +16,22 @@ from uuid import uuid4
 
 import numpy as np
 
-__all__ = ["STATE_FOLDER", "CaseState", "file_digest", "read_sources", "renewed_sources", "source_files", "voxel_digest"]
+__all__ = [
+    "STATE_FOLDER",
+    "CaseState",
+    "file_digest",
+    "read_sources",
+    "renewed_sources",
+    "source_files",
+    "voxel_digest",
+    "voxel_files",
+]
 
 STATE_FOLDER = ".state"
 #: what nnU-Net's reader of 3-D TIFF looks for beside a case's images: CASE.json with the spacing
 SIDECAR = ".json"
+#: of a header, what ends the name of the file with its voxels
+VOXELS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img",)}
 
 
 @dataclass(frozen=True)
@@ -79,10 +90,17 @@ class CaseState:
 
 
 def source_files(files: Sequence[Path]) -> list[Path]:
-    """Raw files of a case: its images, and the file with their spacing if there is one."""
+    """Raw files of a case: its images, their voxels where these are apart, and the file with their spacing if there is one."""
     name, is_tiff = re.subn(r"_\d{4}\.tiff?$", SIDECAR, files[0].name, flags=re.IGNORECASE)
     sidecar = files[0].with_name(name)
-    return [*files, sidecar] if is_tiff and sidecar.is_file() else list(files)
+    voxels = [file for image in files for file in voxel_files(image)]
+    return [*files, *voxels, sidecar] if is_tiff and sidecar.is_file() else [*files, *voxels]
+
+
+def voxel_files(image: Path) -> list[Path]:
+    """Files beside a header that hold its voxels; none for an image that is one file."""
+    beside = [image.with_suffix(ending) for ending in VOXELS.get(image.suffix.lower(), ())]
+    return [file for file in beside if file.is_file()]
 
 
 def read_sources(files: Sequence[Path]) -> dict[str, list]:

@@ -1,11 +1,12 @@
 """Checks of the data before a training: leaks, spacing, orientation, labels."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle, write_pickle
-from conftest import Workspace
+from conftest import Workspace, blobs, write_image
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from test_unlabeled import dataset
@@ -37,6 +38,23 @@ def test_files_of_one_size_are_not_one_file(workspace: Workspace):
     other.write_bytes(source.read_bytes()[:-1] + bytes([source.read_bytes()[-1] ^ 1]))
     assert same_files(d, ["un_0"], [other]) == {}
     assert same_files(d, ["un_0"], [source]) == {"un_0": source.name}
+
+
+def test_voxels_beside_a_header(workspace: Workspace):
+    """As of images in a folder each, with one and the same header: another image is no copy, and other voxels are a change."""
+    description = workspace.raw / "dataset.json"
+    entry = {"mine": {"images": ["mine/image.mhd"]}}
+    content = {**json.loads(description.read_text(encoding="utf-8")), "unlabeled": entry}
+    description.write_text(json.dumps(content), encoding="utf-8")
+    for name, seed in (("mine", 0), ("other", 1), ("copy", 0)):
+        write_image(blobs(seed)[0], workspace.raw / name / "image.mhd")
+    d = dataset(workspace)
+    assert preprocess(d, 1) == 6
+    assert same_files(d, ["mine"], [workspace.raw / "other/image.mhd"]) == {}
+    assert same_files(d, ["mine"], [workspace.raw / "copy/image.mhd"]) == {"mine": "image.raw"}
+    assert preprocess(d, 1) == 0
+    shutil.copy(workspace.raw / "other/image.raw", workspace.raw / "mine/image.raw")
+    assert preprocess(d, 1) == 1
 
 
 def test_which_raw_images_are_listed(workspace: Workspace, monkeypatch):
