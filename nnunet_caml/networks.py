@@ -297,7 +297,7 @@ def copy_matching(source: nn.Module, target: nn.Module) -> int:
     Returns:
         How many parameters and buffers were copied. Segmentation layers stay as they are, as with nnU-Net's own V.
     """
-    state = target.state_dict()
+    there = source.state_dict()
     shifted = {
         f"{name}.0."
         for name, m in target.named_modules()
@@ -305,10 +305,11 @@ def copy_matching(source: nn.Module, target: nn.Module) -> int:
     }
     copied = 0
     with torch.no_grad():
-        for name, value in state.items():
+        # nnU-Net's modules hold one tensor under several names, of which a state dict lists them all
+        for name, value in (*target.named_parameters(), *target.named_buffers()):
             prefix = next((p for p in shifted if name.startswith(p)), None)
             original = name if prefix is None else prefix[: -len("0.")] + name[len(prefix) :]
-            found = source.state_dict().get(original)
+            found = there.get(original)
             if found is not None and found.shape == value.shape and ".seg_layers." not in name:
                 value.copy_(found)
                 copied += 1
