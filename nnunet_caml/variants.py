@@ -76,7 +76,7 @@ class nnUNetTrainerCAML_noCMA(nnUNetTrainerCAML):
 
 
 class nnUNetTrainerCAML_noOCC(nnUNetTrainerCAML):
-    """Ablation: without omni-correlation consistency (and so without memory)."""
+    """Ablation: without omni-correlation consistency (and so with a memory that stays empty)."""
 
     lambda_o = 0.0
 
