@@ -45,12 +45,13 @@ def check_files(case: str, files: Sequence[Path]) -> None:
                 f"series has to be converted first."
             )
         if not file.is_file():
-            unset = re.search(r"\$(\w+|\{\w+\})", str(file.parent))  # what os.path.expandvars leaves as it is
-            if unset and not file.parent.is_dir():
-                name = unset[1].strip("{}")
+            absent = file if file.parent.is_dir() else file.parent
+            # what os.path.expandvars leaves as it is
+            if unset := re.search(r"\$(\w+|\{\w+\})", absent.name if absent is file else str(absent)):
+                name, kind = unset[1].strip("{}"), "PATH" if absent is file else "FOLDER"
                 raise UnlabeledDataError(
-                    f"{file.parent}, where unlabelled cases should be, does not exist: the environment variable {name}, which "
-                    f'the entry "{DATASET_KEY}" of dataset.json uses, is not set here. export {name}=FOLDER, wherever '
+                    f"{absent}, where unlabelled cases should be, does not exist: the environment variable {name}, which "
+                    f'the entry "{DATASET_KEY}" of dataset.json uses, is not set here. export {name}={kind}, wherever '
                     f"unlabelled cases are preprocessed."
                 )
             raise UnlabeledDataError(f"{file} of unlabelled case {case} does not exist. Add it or remove the case.")

@@ -131,6 +131,16 @@ def test_a_variable_that_is_not_set_is_named_once(workspace: Workspace, monkeypa
     assert "is not set here. export ARCHIVE=FOLDER" in line
 
 
+@pytest.mark.parametrize("image", ["$SCAN", "${SCAN}", "imagesTr/${SCAN}_0000.nii.gz"])
+def test_a_variable_that_is_not_set_in_the_name_of_a_file(workspace: Workspace, monkeypatch, image: str):
+    monkeypatch.delenv("SCAN", raising=False)
+    file = workspace.raw / "dataset.json"
+    content = {**json.loads(file.read_text(encoding="utf-8")), "unlabeled": {"far": {"images": [image]}}}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UnlabeledDataError, match=r"the environment variable SCAN, .* is not set here\. export SCAN=PATH"):
+        preprocess(dataset(workspace), 1)
+
+
 def test_a_label_beside_the_images(workspace: Workspace):
     shutil.copy(workspace.raw / "imagesUn/un_0_0000.nii.gz", workspace.raw / "imagesUn/un_0_seg_0000.nii.gz")
     with pytest.raises(UnlabeledDataError, match=r"un_0_seg ends in _seg, .*take it away if it is a label"):
