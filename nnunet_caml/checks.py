@@ -44,8 +44,8 @@ def check_labeled(dataset: UnlabeledDataset) -> None:
         )
 
 
-def check_split(split: tuple[Iterable[str], Iterable[str]], labeled: Iterable[str]) -> None:
-    """Raises if the split names a case that is not among the preprocessed labelled ones.
+def check_split(split: tuple[Sequence[str], Sequence[str]], labeled: Iterable[str]) -> None:
+    """Raises if the split names no case, or one that is not among the preprocessed labelled ones.
 
     Args:
         split: Identifiers of the training and of the validation cases.
@@ -59,6 +59,12 @@ def check_split(split: tuple[Iterable[str], Iterable[str]], labeled: Iterable[st
             f"splits_final.json names {gone[0]} ({len(gone)} such case(s)), which is not among the preprocessed labelled "
             f"cases. Take it out of that file, or delete the file for new folds."
         )
+    for cases, kind, key in zip(split, ("training", "validation"), ("train", "val"), strict=True):
+        if not cases:
+            raise UnlabeledDataError(
+                f"splits_final.json names no {kind} case for this fold, and nnU-Net trains with one at least. Add one under "
+                f'"{key}", delete the file for new folds, or train fold `all`, which has all labelled cases in both parts.'
+            )
 
 
 def cases_without_foreground(cases: nnUNetBaseDataset) -> list[str]:

@@ -154,6 +154,16 @@ def test_a_split_that_names_a_case_without_its_label(workspace: Workspace, make_
         trainer.prepare_unlabeled()
 
 
+@pytest.mark.parametrize(("part", "kind"), [("train", "training"), ("val", "validation")])
+def test_a_split_of_which_a_part_is_empty(workspace: Workspace, make_trainer, part: str, kind: str):
+    split = {"train": ["tr_0", "tr_2"], "val": ["tr_3"], part: []}
+    (workspace.preprocessed / "splits_final.json").write_text(json.dumps([split]), encoding="utf-8")
+    trainer = make_trainer(fold=0)
+    trainer.initialize()
+    with pytest.raises(UnlabeledDataError, match=rf'^splits_final\.json names no {kind} case for this fold.* under "{part}"'):
+        trainer.prepare_unlabeled()
+
+
 @pytest.mark.parametrize("changed", [0, 1])
 def test_channels_of_one_name_in_several_folders(tmp_path: Path, changed: int):
     """As in an archive with a folder for each sequence, which the entry ``unlabeled`` of ``dataset.json`` names."""
