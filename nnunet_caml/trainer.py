@@ -187,13 +187,15 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         """Prepares the data before nnU-Net starts; then what is left of a restored or pretrained run."""
         if not self.was_initialized:
             self.initialize()
+        since = f"WARNING: this training was begun with other settings: {self._changed}." if self._changed else ""
         if self.current_epoch >= self.num_epochs:  # with --c, which does the validation of a finished training again
+            if since:  # such as a shorter training, which ends here
+                self.print_to_log_file(since)
             super().on_train_start()
             return
         if self._companion_problem is not None:
             raise checkpoints.CompanionError(self._companion_problem)
         self.prepare_unlabeled()
-        since = f"WARNING: this training was begun with other settings: {self._changed}." if self._changed else ""
         self.print_to_log_file("\n".join(filter(None, [since, *self.remarks(), footprint.advice(self)])))
         vanilla = unwrap(self.network)
         if self.current_epoch == 0 and not torch.equal(self._untrained, next(vanilla.parameters())):

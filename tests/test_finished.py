@@ -109,6 +109,15 @@ def test_settings_that_were_changed_since_are_told(make_trainer, trained, capsys
     assert said in capsys.readouterr().out
 
 
+def test_they_are_told_where_nothing_is_left_to_train(make_trainer, capsys: pytest.CaptureFixture):
+    """As where the number of epochs was lowered to less than those that are done."""
+    trainer = make_trainer()
+    trainer.run_training()
+    capsys.readouterr()
+    resumed(make_trainer, Path(trainer.output_folder) / "checkpoint_final.pth", num_epochs=1).on_train_start()
+    assert "WARNING: this training was begun with other settings: num_epochs (2, now 1)." in capsys.readouterr().out
+
+
 def test_they_are_told_however_often_a_training_is_continued(make_trainer, trained, capsys: pytest.CaptureFixture):
     again = resumed(make_trainer, trained, lambda_c=0.5)
     again.run_training()
