@@ -135,6 +135,7 @@ class Hyperparameters:
         values = {name: getattr(self, name) for name in names}
         trainer: Any = self
         values["batch_size"] = trainer.configuration_manager.batch_size
+        values["patch_size"] = [int(voxels) for voxels in trainer.configuration_manager.patch_size]
         if trainer.is_ddp:  # each process has its own, of its part of the batch
             del values["oversample_foreground_percent"]
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}

@@ -1,5 +1,6 @@
 """Trained models that are validated or continued, and data of which a part is gone."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -116,6 +117,15 @@ def test_they_are_told_where_nothing_is_left_to_train(make_trainer, capsys: pyte
     capsys.readouterr()
     resumed(make_trainer, Path(trainer.output_folder) / "checkpoint_final.pth", num_epochs=1).on_train_start()
     assert "WARNING: this training was begun with other settings: num_epochs (2, now 1)." in capsys.readouterr().out
+
+
+def test_a_patch_size_that_was_changed_since_is_told(workspace: Workspace, make_trainer, trained, capsys):
+    plans = workspace.preprocessed / "nnUNetPlans.json"
+    content = json.loads(plans.read_text(encoding="utf-8"))
+    content["configurations"]["3d_tiny"]["patch_size"] = [16, 24, 24]
+    plans.write_text(json.dumps(content), encoding="utf-8")
+    resumed(make_trainer, trained).on_train_start()
+    assert "other settings: num_epochs (1, now 2), patch_size ([20, 24, 24], now [16, 24, 24])" in capsys.readouterr().out
 
 
 def test_they_are_told_however_often_a_training_is_continued(make_trainer, trained, capsys: pytest.CaptureFixture):
