@@ -10,6 +10,7 @@ companion on disk, whenever a run is killed that has begun in this folder, or wi
 """
 
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_caml.errors import UserError
+from nnunet_caml.errors import StorageError, UserError, is_full
 from nnunet_caml.learning import MutualLearning
 from nnunet_caml.networks import unwrap
 
@@ -108,13 +109,29 @@ def save(checkpoint: Path, save_stock: Callable[[str], None], state: dict, logge
         save_stock: nnU-Net's ``save_checkpoint``.
         state: For the companion.
         logger: nnU-Net's.
+
+    Raises:
+        StorageError: No space is left. The pair of before is still there.
     """
     temporary = checkpoint.with_suffix(".pth.partial")
-    save_stock(str(temporary))
     run = run_token(logger)
     path = companion(checkpoint, len(run))
     partial = path.with_suffix(".pth.partial")
-    torch.save({**state, "run": run}, partial)
+    try:
+        save_stock(str(temporary))
+        torch.save({**state, "run": run}, partial)
+    except (OSError, RuntimeError) as error:
+        folder = checkpoint.parent
+        full = is_full(folder, error)
+        for half in (temporary, partial):
+            half.unlink(missing_ok=True)
+        if not full:
+            raise
+        free = shutil.disk_usage(folder).free
+        raise StorageError(
+            f"There is not enough space left in {folder} to save {checkpoint.name} ({free / 2**30:.2f} GiB free). Free some "
+            f"and go on, from what was saved before, with --c."
+        ) from None
     partial.replace(path)
     temporary.replace(checkpoint)
     remove_companions(checkpoint, keep=path)

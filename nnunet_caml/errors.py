@@ -4,13 +4,27 @@ nnU-Net's commands let errors through, and Python shows where in the code they w
 those who forgot a file only the latter is of use.
 """
 
+import errno
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
-__all__ = ["FileContentError", "StorageError", "UnsupportedError", "UserError", "WorkerError", "read_json", "show_sentences"]
+__all__ = [
+    "FileContentError",
+    "StorageError",
+    "UnsupportedError",
+    "UserError",
+    "WorkerError",
+    "is_full",
+    "read_json",
+    "show_sentences",
+]
+
+PROBE_BYTES = 2**22
 
 
 class UserError(Exception):
@@ -43,6 +57,28 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON, or of UTF-8
         raise FileContentError(f"{file} is no valid JSON ({error}). Correct it, or make or copy it again.") from None
+
+
+def is_full(folder: Path, error: Exception) -> bool:
+    """Whether ``error`` came from a full disk or a used up quota.
+
+    Blosc2 and torch raise errors without a number when they cannot write, so what the error does not say is tried: writing
+    ``PROBE_BYTES`` to a file in ``folder``.
+    """
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in numbers:
+        return True
+    if not folder.is_dir():
+        return False
+    probe = folder / f".probe.{uuid4().hex}"
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+    except OSError as failure:
+        return failure.errno in numbers
+    finally:
+        with suppress(OSError):  # where nothing was written, or nothing may be
+            probe.unlink()
+    return False
 
 
 def show_sentences() -> None:

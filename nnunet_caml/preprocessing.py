@@ -27,12 +27,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
 from nnunet_caml.conversion.integrity import damage, finite_in_file
-from nnunet_caml.errors import StorageError, WorkerError
+from nnunet_caml.errors import StorageError, WorkerError, is_full
 from nnunet_caml.states import STATE_FOLDER, CaseState, read_sources, renewed_sources, voxel_digest
 from nnunet_caml.unlabeled import DATASET_KEY, UnlabeledDataError, UnlabeledDataset
 from nnunet_caml.workers import pool
 
-PROBE_BYTES = 2**22
 TEMPORARY_PREFIX = "tmp-"
 
 
@@ -221,24 +220,6 @@ def single_blosc_thread() -> Iterator[None]:
             del os.environ["BLOSC_NTHREADS"]
         else:
             os.environ["BLOSC_NTHREADS"] = before
-
-
-def is_full(folder: Path, error: Exception) -> bool:
-    """Whether ``error`` came from a full disk or a used up quota.
-
-    Blosc2 raises errors without a number when it cannot write, so what the error does not say is tried: writing
-    ``PROBE_BYTES`` to a file in ``folder``, which the caller removes.
-    """
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError) and error.errno in numbers:
-        return True
-    if not folder.is_dir():
-        return False
-    try:
-        (folder / "probe").write_bytes(bytes(PROBE_BYTES))
-    except OSError as failure:
-        return failure.errno in numbers
-    return False
 
 
 def host() -> str:
