@@ -336,13 +336,15 @@ def make_writable(state: Path, todo: Sequence[str]) -> None:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        full = is_full(state, error)
+        if not full and error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         some = ", ".join([*todo[:3], "..."] if len(todo) > 3 else todo)
+        elsewhere = "Run `nnunet-caml preprocess` on a machine, or as a user, that may write there"
         raise StorageError(
-            f"{len(todo)} unlabelled case(s) ({some}) are not preprocessed yet, or have changed since, and nothing may be "
-            f"written to {state.parent} ({os.strerror(error.errno)}). Run `nnunet-caml preprocess` on a machine, or as a user, "
-            f"that may write there, or take the case(s) away."
+            f"{len(todo)} unlabelled case(s) ({some}) are not preprocessed yet, or have changed since, and nothing "
+            f"{'can' if full else 'may'} be written to {state.parent} ({os.strerror(error.errno or errno.ENOSPC)}). "
+            f"{'Free some space there' if full else elsewhere}, or take the case(s) away."
         ) from None
 
 

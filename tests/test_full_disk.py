@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Workspace
 from test_checkpoints import logger_after
+from test_unlabeled import dataset
 
 from nnunet_caml.checkpoints import companion, save
 from nnunet_caml.errors import StorageError, is_full
+from nnunet_caml.preprocessing import preprocess
 
 
 @contextmanager
@@ -65,3 +68,15 @@ def test_a_folder_that_may_not_be_written_to_is_not_full(tmp_path: Path, monkeyp
     monkeypatch.setattr(Path, "write_bytes", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
     assert not is_full(tmp_path, RuntimeError("no number"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_no_space_for_a_folder(workspace: Workspace, monkeypatch, number: int):
+    """Before the first case, as where no further file can be made."""
+
+    def mkdir(self: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(StorageError, match=r"5 unlabelled case\(s\) .* not preprocessed yet.* \(.*\)\. Free some space there"):
+        preprocess(dataset(workspace), 1)
