@@ -21,7 +21,7 @@ from nnunet_caml.checks import (
     raw_images,
     same_files,
 )
-from nnunet_caml.errors import read_json
+from nnunet_caml.errors import StorageError, read_json
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.states import STATE_FOLDER
 from nnunet_caml.unlabeled import DATASET_KEY, RAW_FOLDER, UnlabeledDataError, UnlabeledDataset
@@ -43,6 +43,7 @@ def split_few_cases(folder: str, splits_file: Path, fold: int, say: Callable[[st
 
     Raises:
         UnlabeledDataError: There is a single labelled case, or there is no such fold.
+        StorageError: The file cannot be written.
     """
     cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
     if len(cases) >= NUM_FOLDS:
@@ -61,8 +62,14 @@ def split_few_cases(folder: str, splits_file: Path, fold: int, say: Callable[[st
     say(f"{len(cases)} labelled cases are split into {len(cases)} folds.")
     # folds that are started together must not read a half of it
     half = splits_file.with_name(f".{splits_file.name}.{uuid4().hex}")
-    save_json(generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=len(cases)), str(half))
-    half.replace(splits_file)
+    try:
+        save_json(generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=len(cases)), str(half))
+        half.replace(splits_file)
+    except OSError as error:
+        raise StorageError(
+            f"{splits_file}, which says which cases are which fold's, cannot be written ({error.strerror}). Start a training "
+            f"of any fold once where it can, which writes it, or train fold `all`, which needs none."
+        ) from None
 
 
 def prepare(

@@ -11,6 +11,8 @@ from conftest import Workspace
 from test_unlabeled import dataset
 
 from nnunet_caml.cli import main
+from nnunet_caml.errors import StorageError
+from nnunet_caml.preparation import split_few_cases
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.states import CaseState, read_sources, renewed_sources
 from nnunet_caml.unlabeled import UnlabeledDataError
@@ -162,6 +164,14 @@ def test_a_split_of_which_a_part_is_empty(workspace: Workspace, make_trainer, pa
     trainer.initialize()
     with pytest.raises(UnlabeledDataError, match=rf'^splits_final\.json names no {kind} case for this fold.* under "{part}"'):
         trainer.prepare_unlabeled()
+
+
+def test_a_split_of_few_cases_that_cannot_be_written(workspace: Workspace):
+    """As where preprocessed data are shared and may only be read."""
+    folder, file = workspace.preprocessed / "nnUNetPlans_3d_fullres", workspace.root / "nowhere" / "splits_final.json"
+    with pytest.raises(StorageError, match=r"cannot be written \(No such file or directory\).* fold `all`") as error:
+        split_few_cases(str(folder), file, 0, lambda line: None)
+    assert str(file) in str(error.value)
 
 
 @pytest.mark.parametrize("changed", [0, 1])
