@@ -45,9 +45,8 @@ def check_files(case: str, files: Sequence[Path]) -> None:
             )
         if not file.is_file():
             absent = file if file.parent.is_dir() else file.parent
-            # what os.path.expandvars leaves as it is
-            if unset := re.search(r"\$(\w+|\{\w+\})", absent.name if absent is file else str(absent)):
-                name, kind = unset[1].strip("{}"), "PATH" if absent is file else "FOLDER"
+            if name := unset_variable(absent.name if absent is file else str(absent)):
+                kind = "PATH" if absent is file else "FOLDER"
                 raise UnlabeledDataError(
                     f"{absent}, where unlabelled cases should be, does not exist: the environment variable {name}, which "
                     f'the entry "{DATASET_KEY}" of dataset.json uses, is not set here. export {name}={kind}, wherever '
@@ -57,6 +56,12 @@ def check_files(case: str, files: Sequence[Path]) -> None:
         # ITK reads many a truncated file without an error.
         if reason := damage(file):
             raise UnlabeledDataError(f"{file} of unlabelled case {case} {reason}. Replace it or remove the case.")
+
+
+def unset_variable(path: str) -> str | None:
+    """Name of the first environment variable that ``os.path.expandvars`` left as it is."""
+    unset = re.search(r"\$(\w+|\{\w+\})", path)
+    return unset[1].strip("{}") if unset else None
 
 
 def check_images(case: str, files: Sequence[Path], dataset: UnlabeledDataset) -> str:
@@ -296,9 +301,12 @@ def preprocess(
         set(cases) - {case for case, _ in todo} - {c for c, files in cases.items() if all(f.is_file() for f in files)}
     )
     if 0 < len(absent) < len(cases):  # all of them: raw data of another machine
+        paths = (str(file) for case in absent for file in cases[case] if not file.is_file())
+        unset = sorted({name for name in map(unset_variable, paths) if name})
+        mend = f"Set and export {', '.join(unset)}, which dataset.json uses" if unset else "Remove the case(s)"
         say(
             f"WARNING: raw files of {len(absent)} unlabelled case(s) are missing, which are used as they were preprocessed "
-            f"before: {', '.join(absent)}. Remove the case(s), or put back the files."
+            f"before: {', '.join(absent)}. {mend}, or put back the files."
         )
     state = dataset.folder / STATE_FOLDER
     for temporary in state.glob(f"{TEMPORARY_PREFIX}*@*@*"):

@@ -174,6 +174,22 @@ def test_a_split_of_few_cases_that_cannot_be_written(workspace: Workspace):
     assert str(file) in str(error.value)
 
 
+def test_a_variable_that_some_of_the_listed_cases_lack(workspace: Workspace, monkeypatch):
+    """They are used as they were preprocessed, and nobody is told to remove them."""
+    (workspace.raw / "imagesUn" / "un_0_0000.nii.gz").rename(workspace.root / "scan.nii.gz")
+    file = workspace.raw / "dataset.json"
+    entry = {"un_0": {"images": ["$ARCHIVE/scan.nii.gz"]}}
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "unlabeled": entry}), encoding="utf-8")
+    monkeypatch.setenv("ARCHIVE", str(workspace.root))
+    assert preprocess(dataset(workspace), 1) == 5
+    monkeypatch.delenv("ARCHIVE")
+    said: list[str] = []
+    assert preprocess(dataset(workspace), 1, say=said.append) == 0
+    (line,) = [line for line in said if "un_0" in line]
+    assert "Set and export ARCHIVE" in line
+    assert "Remove" not in line
+
+
 @pytest.mark.parametrize("changed", [0, 1])
 def test_channels_of_one_name_in_several_folders(tmp_path: Path, changed: int):
     """As in an archive with a folder for each sequence, which the entry ``unlabeled`` of ``dataset.json`` names."""
