@@ -214,6 +214,17 @@ def same_files(dataset: UnlabeledDataset, unlabeled: Iterable[str], files: Itera
     return found
 
 
+def copies(dataset: UnlabeledDataset, unlabeled: Iterable[str]) -> dict[str, str]:
+    """Unlabelled cases that have exactly the voxels of another one, and the first such one: they are drawn twice as often."""
+    first: dict[str, str] = {}
+    found = {}
+    for case in unlabeled:
+        state = CaseState.read(dataset.state_file(case))
+        if state is not None and (other := first.setdefault(state.content, case)) != case:
+            found[case] = other
+    return found
+
+
 def labeled_names(dataset: UnlabeledDataset) -> list[str]:
     """Identifiers of the labelled cases: of those that are preprocessed, and of raw ones, which may not be yet."""
     preprocessed = {file.stem for file in dataset.labeled_folder.glob("*.pkl")}

@@ -17,6 +17,7 @@ from nnunet_caml.checks import (
     check_overlap,
     check_spacing,
     check_split,
+    copies,
     other_orientations,
     raw_images,
     same_files,
@@ -147,6 +148,12 @@ def prepare(
         say(
             f"WARNING: {len(same)} unlabelled case(s) have the files of test cases in {unlabeled.raw_folder}/imagesTs: "
             f"{', '.join(f'{case} ({file})' for case, file in same.items())}. Unless this is meant, remove them."
+        )
+    if twice := copies(unlabeled, usable):
+        some = [f"{case} ({other})" for case, other in twice.items()]
+        say(
+            f"WARNING: {len(twice)} unlabelled case(s) have exactly the voxels of another one: {', '.join(some[:10])}"
+            f"{', ...' if len(some) > 10 else ''}. Training meets them twice as often; unless this is meant, remove them."
         )
     turned, usual = other_orientations(training, unlabeled.folder, usable)
     if turned:

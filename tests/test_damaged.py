@@ -145,6 +145,22 @@ def test_images_that_are_gone_altogether(workspace: Workspace, make_trainer, cap
     assert "WARNING" not in capsys.readouterr().out
 
 
+def test_one_scan_under_two_names(workspace: Workspace, make_trainer, capsys: pytest.CaptureFixture):
+    """As of an archive in which a scan was stored again, or a list that names a file twice."""
+    images, description = workspace.raw / "imagesUn", workspace.raw / "dataset.json"
+    shutil.copy(images / "un_2_0000.nii.gz", images / "vn_0000.nii.gz")
+    content = {
+        **json.loads(description.read_text(encoding="utf-8")),
+        "unlabeled": {"wn": {"images": ["imagesUn/un_4_0000.nii.gz"]}},
+    }
+    description.write_text(json.dumps(content), encoding="utf-8")
+    trainer = make_trainer()
+    trainer.initialize()
+    trainer.prepare_unlabeled()
+    said = "WARNING: 2 unlabelled case(s) have exactly the voxels of another one: vn (un_2), wn (un_4)."
+    assert said in capsys.readouterr().out
+
+
 def test_a_test_case_among_the_unlabelled_ones(workspace: Workspace, make_trainer, capsys: pytest.CaptureFixture):
     """Whatever its name is; it may be meant so, and is an advantage over those who train without test images."""
     tests = workspace.raw / "imagesTs"
