@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from test_learning import caml_of, correlate
 
 from nnunet_caml import learning
@@ -180,6 +181,27 @@ def test_averages_of_a_continued_training_begin_with_its_networks(make_trainer):
         for p, saved in zip(average.parameters(), network.parameters(), strict=True):
             assert torch.equal(p, saved)
             assert not p.requires_grad
+
+
+def test_labels_of_the_other_network_at_all_resolutions(make_trainer):
+    """The other's labels, made smaller as nnU-Net makes true ones, by its transform, and weighted as it weights them."""
+    trainer = started(make_trainer, trials.nnUNetTrainerCAML_allResolutions)
+    batch = next(trainer.dataloader_train)
+    images, n = torch.cat((batch["data"], batch["unlabeled"])), len(batch["data"])
+    outputs = {}
+    for name, network in (("v", trainer.network), ("a", trainer.caml.auxiliary)):
+        network.register_forward_hook(lambda _module, _args, out, name=name: outputs.update({name: [o[n:] for o in out]}))
+    losses, _ = trainer.losses(images, batch["target"], list(batch["keys"]))
+    smaller = DownsampleSegForDSTransform(trainer._get_deep_supervision_scales())
+    expected = 0.0
+    for learner, teacher in ("va", "av"):
+        label = outputs[teacher][0].argmax(1, keepdim=True)
+        targets = [torch.stack(of_samples) for of_samples in zip(*map(smaller._apply_to_segmentation, label), strict=True)]
+        assert len(targets) == len(outputs[learner]) > 1
+        expected += trainer.loss(outputs[learner], targets) / 2
+    torch.testing.assert_close(losses["consistency"], expected)
+    losses["consistency"].backward()
+    assert all(p.grad is not None for p in trainer.network.decoder.seg_layers[1].parameters())
 
 
 def test_heads_before_the_choice_see_all_voxels_that_both_agree_on(make_trainer):

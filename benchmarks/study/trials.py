@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from nnunet_caml.consistency import at_least_float32, full_precision
 from nnunet_caml.copy_paste import view_of_v
@@ -18,6 +19,7 @@ from nnunet_caml.trainer import nnUNetTrainerCAML
 from nnunet_caml.views import TwoViews
 
 __all__ = [
+    "nnUNetTrainerCAML_allResolutions",
     "nnUNetTrainerCAML_averaged",
     "nnUNetTrainerCAML_exchanged",
     "nnUNetTrainerCAML_headsFirst",
@@ -178,6 +180,31 @@ class nnUNetTrainerCAML_averaged(nnUNetTrainerCAML):
                 pairs = zip(average.parameters(), unwrap(network).parameters(), strict=True)
                 for a, b in pairs:
                     a.lerp_(b, 1 - decay)
+
+
+class nnUNetTrainerCAML_allResolutions(nnUNetTrainerCAML):
+    """V and A learn the other's labels at all resolutions of nnU-Net's deep supervision, with its weights, as true ones.
+
+    Needs deep supervision. Not with copy-paste, and not where networks are compiled, which may give nothing to hooks.
+    """
+
+    def initialize(self) -> None:
+        """As the trainer's."""
+        super().initialize()
+        self._outputs: dict[str, list[Tensor]] = {}
+        for name, network in (("v", self.network), ("a", self.caml.auxiliary)):
+            unwrap(network).register_forward_hook(lambda _module, _args, out, name=name: self._outputs.update({name: out}))
+
+    def mutual_consistency(self, logits_v: Tensor, logits_a: Tensor, n: int) -> Tensor:
+        """Mean of both networks' supervised losses, of all their outputs, each with the other's labels of full resolution."""
+        outputs_v, outputs_a = (self._outputs.pop(name) for name in "va")
+        losses = []
+        for outputs, other in ((outputs_v, logits_a), (outputs_a, logits_v)):
+            labels = self.labels.as_target(other[n:])
+            # as nnU-Net's DownsampleSegForDSTransform makes true labels smaller
+            smaller = [interpolate(labels.float(), o.shape[2:], mode="nearest-exact").to(labels.dtype) for o in outputs]
+            losses.append(self.loss([o[n:] for o in outputs], smaller))
+        return torch.stack(losses).mean()
 
 
 class HeadsFirst(MutualLearning):
