@@ -270,12 +270,17 @@ def patient_folders(source: Path) -> dict[int, list[Path]]:
     return found
 
 
+def has_files(folder: Path) -> bool:
+    """Whether there is a file in it, at any depth; a download of today leaves empty folders of withdrawn cases."""
+    return any(files for _, _, files in walk(folder))
+
+
 def find(source: Path, options: Namespace) -> Iterable[Case]:
     """The cases of both lists."""
     folders = patient_folders(source)
     labels = label_files(source)
     for number, test in case_numbers(options.lists):
-        if number in WITHDRAWN and number not in folders:
+        if number in WITHDRAWN and not any(has_files(folder) for folder in folders.get(number, [])):
             place = "" if test else "; if it should have been labelled, the next of the list is in its place"
             print(f"PANCREAS_{number:04d} is left out: the archive has withdrawn it{place}.")
             continue

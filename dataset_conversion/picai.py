@@ -59,10 +59,17 @@ DATASET = Dataset(
     name="PICAI",
     channel_names=["T2W", "ADC", "HBV"],
     labels={"background": 0, "lesion": 1},
-    label_map={0: 0, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1},  # ISUP grades 2 to 5; 1 is a lesion of unknown grade
+    label_map={
+        0: 0,
+        1: 1,
+        2: 1,
+        3: 1,
+        4: 1,
+        5: 1,
+    },  # ISUP grades 2 to 5; 1, of a lesion that a network found, is in none of these
     read_image=read_on_t2w,
     licence="CC BY-NC 4.0",
-    reference="https://pi-cai.grand-challenge.org, doi 10.5281/zenodo.6522364",
+    reference="https://pi-cai.grand-challenge.org, doi 10.1016/S1470-2045(24)00220-1",
 )
 
 

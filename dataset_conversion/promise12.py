@@ -4,11 +4,12 @@
 SOURCE holds CaseNN.mhd with CaseNN_segmentation.mhd and their .raw files, anywhere below it. The split is that of ABD
 (Chi et al., CVPR 2024, github.com/chy-upc/ABD, data/promise12): of the 50 training cases, 00 to 34 are for training, 35
 to 39 for validation (left out unless --use-validation-images makes them unlabelled cases) and 40 to 49 are the test
-cases. ABD labels the first slices of its training set without saying which cases they are from, and we know of no list,
-so the labelled cases are drawn at random (--seed).
+cases. ABD labels the first slices of its training set, the last of which ends within a case, so the labelled cases are
+drawn at random (--seed) instead.
 
-The challenge's own test cases, in folders with "test" in their name, have no label and the same names; they are left
-out unless --use-test-images makes them unlabelled cases Test_CaseNN.
+The challenge's own test cases, in folders with "test" in their name, have the same names, and their labels are not read;
+they are left out unless --use-test-images makes them unlabelled cases Test_CaseNN, or LiveTest_CaseNN where a folder has
+"live" in its name as well.
 """
 
 from argparse import Namespace
@@ -27,6 +28,12 @@ DATASET = Dataset(
     reference="Litjens et al., Medical Image Analysis 18(2), 2014, https://promise12.grand-challenge.org",
 )
 TRAINING, VALIDATION, TEST = range(35), range(35, 40), range(40, 50)
+
+
+def test_name(image: Path, source: Path) -> str:
+    """What a test case is called: both parts of the challenge's test cases count from Case00."""
+    folders = image.relative_to(source).parts[:-1]
+    return f"{'LiveTest' if any('live' in part.lower() for part in folders) else 'Test'}_{image.stem}"
 
 
 def images_below(source: Path) -> tuple[list[Path], list[Path]]:
@@ -59,7 +66,7 @@ def find(source: Path, options: Namespace) -> Iterable[Case]:
                 f"{source} holds no CaseNN.mhd in a folder with 'test' in its name: leave out --use-test-images."
             )
         for image in test_images:
-            yield Case(f"Test_{image.stem}", [image])
+            yield Case(test_name(image, source), [image])
 
 
 def find_unlabeled(folder: Path) -> Iterable[Case]:

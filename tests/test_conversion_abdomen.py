@@ -111,6 +111,27 @@ def test_flare22_fewer_labels_and_test_cases(tmp_path, raw):
     assert split_of(raw / "Dataset023_FLARE22")["labeled"] == ["FLARE22_Tr_0003"]
 
 
+def test_flare22_tuning_cases(tmp_path, raw, capsys):
+    """Images of the challenge's test cases have the same names, and no labels."""
+    source = flare22(tmp_path / "source")
+    command = ("flare22.py", source, "--dataset-id", 22, "--use-tuning-cases")
+    assert "holds no labels such as FLARETs_0001.nii.gz of the tuning cases" in sentence(capsys, *command)
+    for number in (1, 2):
+        write(source / "Tuning/images" / f"FLARETs_{number:04d}_0000.nii.gz", random_image(50 + number))
+        write(source / "Tuning/labels" / f"FLARETs_{number:04d}.nii.gz", random_label(50 + number, 14).astype(np.uint8))
+        write(source / "Testing" / f"FLARETs_{number:04d}_0000.nii.gz", random_image(70 + number))
+    run(*command)
+    target = raw / "Dataset022_FLARE22"
+    split = split_of(target)
+    assert [len(split[role]) for role in ("labeled", "unlabeled", "test")] == [4, 5, 2]
+    for number in (1, 2):
+        name = f"FLARETs_{number:04d}"
+        np.testing.assert_array_equal(voxels(target / "imagesTs" / f"{name}_0000.nii.gz"), random_image(50 + number))
+        np.testing.assert_array_equal(voxels(target / "labelsTs" / f"{name}.nii.gz"), random_label(50 + number, 14))
+    (source / "Tuning/images/FLARETs_0002_0000.nii.gz").unlink()
+    assert "Tuning/images/FLARETs_0002_0000.nii.gz does not exist" in sentence(capsys, *command, "--overwrite")
+
+
 def test_flare22_in_place(tmp_path, raw, monkeypatch, capsys):
     source = flare22(tmp_path / "source")
     before = files_of(source)

@@ -77,6 +77,19 @@ def test_withdrawn_cases_count_where_they_are_there(tmp_path, raw):
     assert split_of(raw / "Dataset061_PancreasCT")["labeled"] == ["PANCREAS_0070"]
 
 
+def test_empty_folders_of_withdrawn_cases(tmp_path, raw, capsys):
+    source = pancreas_ct(tmp_path / "source", (18, 62))
+    for number in (25, 70):
+        (source / f"PANCREAS_{number:04d}" / "study").mkdir(parents=True)
+    arguments = ("--labeled", 1, "--lists", lists(tmp_path / "l", (70, 18), (25, 62)))
+    run("pancreas_ct.py", source, "--dataset-id", 61, *arguments)
+    split = split_of(raw / "Dataset061_PancreasCT")
+    assert (split["labeled"], split["test"]) == (["PANCREAS_0018"], ["PANCREAS_0062"])
+    said = capsys.readouterr().out
+    assert "PANCREAS_0070 is left out: the archive has withdrawn it; if it should have been labelled" in said
+    assert "PANCREAS_0025 is left out: the archive has withdrawn it." in said
+
+
 def test_pancreas_h5(tmp_path, raw, monkeypatch):
     source = pancreas_h5(tmp_path / "source")
     run("pancreas_h5.py", source, "--dataset-id", 62, "--labeled", 2, "--preview")

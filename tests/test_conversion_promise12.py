@@ -63,6 +63,21 @@ def test_promise12(tmp_path, raw, monkeypatch):
     assert len(unlabeled) == 9
 
 
+def test_both_parts_of_the_test_cases(tmp_path, raw):
+    """As they are on Zenodo: both count from Case00, and have labels by now, which are not read."""
+    source = promise12(tmp_path / "source")
+    (source / "TestData").rename(source / "test_data")
+    for number in range(2):
+        case = source / "livechallenge_test_data" / f"Case{number:02d}.mhd"
+        write(case, random_image(300 + number))
+        write(case.with_name(f"{case.stem}_segmentation.mhd"), np.full(SHAPE, 7, np.uint8))
+    run("promise12.py", source, "--dataset-id", 32, "--labeled", 35, "--use-test-images")
+    target = raw / "Dataset032_PROMISE12"
+    assert split_of(target)["unlabeled"] == ["LiveTest_Case00", "LiveTest_Case01", "Test_Case00", "Test_Case01"]
+    for name, number in (("LiveTest_Case01", 301), ("Test_Case01", 201)):
+        np.testing.assert_array_equal(voxels(target / "imagesUn" / f"{name}_0000.nii.gz"), random_image(number))
+
+
 def test_promise12_complaints(tmp_path, raw, capsys):
     source = promise12(tmp_path / "source")
     first = source / "TrainingData_Part1" / "Case00.mhd"
