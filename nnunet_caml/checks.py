@@ -39,7 +39,7 @@ def check_labeled(dataset: UnlabeledDataset) -> None:
         raise UnlabeledDataError(f"There are no preprocessed labelled cases in {folder}. Run `{command}` first.")
     if (expected := dataset.dataset_json.get("numTraining")) != len(cases):
         raise UnlabeledDataError(
-            f"dataset.json says numTraining = {expected}, but {len(cases)} labelled cases are preprocessed in {folder}. "
+            f"dataset.json says numTraining = {expected!r}, but {len(cases)} labelled cases are preprocessed in {folder}. "
             f"Correct numTraining in the raw and the preprocessed dataset.json, or run `{command}` again."
         )
 

@@ -288,11 +288,11 @@ def test_nothing_is_saved_where_that_is_switched_off(make_trainer):
     assert not list(Path(trainer.output_folder).glob("*.pth*"))
 
 
-@pytest.mark.parametrize("number", [3, 7])
-def test_number_of_training_cases_that_does_not_match(workspace: Workspace, make_trainer, number: int):
+@pytest.mark.parametrize("number", [3, 7, "4"])
+def test_number_of_training_cases_that_does_not_match(workspace: Workspace, make_trainer, number: int | str):
     file = workspace.preprocessed / "dataset.json"
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "numTraining": number}))
-    with pytest.raises(UnlabeledDataError, match=rf"numTraining = {number}, but 4 labelled cases"):
+    with pytest.raises(UnlabeledDataError, match=rf"numTraining = {number!r}, but 4 labelled cases"):
         make_trainer().on_train_start()
 
 
