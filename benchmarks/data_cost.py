@@ -84,7 +84,7 @@ def measure(folder: Path, options: argparse.Namespace, number: int) -> dict[str,
     labeled, _ = trainer.get_dataloaders()
     before, began = rss(), perf_counter()
     cases = UnlabeledCases(infer_dataset_class(str(unlabeled_folder))(str(unlabeled_folder), names, None))
-    unlabeled = like(labeled, unlabeled_loader(labeled_loader(labeled), cases))
+    unlabeled = like(labeled, unlabeled_loader(labeled_loader(labeled), cases, labeled_loader(labeled).batch_size))
     next(unlabeled)
     start_s = perf_counter() - began
     seconds: dict[str, list[float]] = {"labeled": [], "unlabeled": []}

@@ -6,6 +6,7 @@ Rows of the table:
 - floor: forward, backward and optimiser step of two plain networks of the plans, with nnU-Net's loss on the labelled half;
 - A instead of a second V, and that with one part more: CMA, consistency, memory and OCC;
 - CAML: all of it; and its first part: as before the ramp-up, on the labelled half alone; both with one encoder shared too;
+  and with one unlabelled patch for two labelled ones;
 - published memory: the same step with the behaviour of the published code: a memory
   on the host that keeps every correct voxel of every labelled case, and heads before the choice of voxels;
 - nnUNetTrainer: its own step, on the labelled half alone.
@@ -34,9 +35,9 @@ from torch import Tensor, nn
 from fixed_plans import DATASET, SIZES, plans, prepare
 from process_memory import peak_bytes
 
-SHARED = "shared encoder"
+SHARED, HALF = "shared encoder", "1 unlabelled for 2 labelled"
 ROWS = ["floor", "A", "A + CMA", "A + consistency", "A + memory and OCC", "CAML", "CAML, first part", "published memory"]
-ROWS += [SHARED, f"{SHARED}, first part", "nnUNetTrainer"]
+ROWS += [SHARED, f"{SHARED}, first part", HALF, "nnUNetTrainer"]
 
 
 def main() -> None:
@@ -164,6 +165,8 @@ def make_step(row: str, size: dict[str, Any], device: str, labeled: int) -> tupl
     trainer = make_trainer("CAML", size, device, labeled, **parts.get(kind, {}))
     if row != kind:
         return lambda batch: trainer.train_step({k: v for k, v in batch.items() if k != "unlabeled"}), trainer
+    if row == HALF:
+        return lambda batch: trainer.train_step({**batch, "unlabeled": batch["unlabeled"][:1]}), trainer
     if row == "published memory":
         from published_memory import PublishedMemory
 

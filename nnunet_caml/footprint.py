@@ -66,7 +66,7 @@ def lower_bound(trainer: Any) -> LowerBound:
             for module in auxiliary.modules():
                 if isinstance(module, AttentionLayer):
                     module.attention_dropout = 0.0  # takes the fused kernel, which keeps no attention weights, here too
-        patches = (1 + trainer.unlabeled_per_labeled) * trainer.batch_size
+        patches = trainer.batch_size + trainer.unlabeled_per_batch(trainer.batch_size)
         images = torch.empty(patches, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
         skips: list[Tensor] = []
         vanilla.encoder.register_forward_hook(lambda _module, _args, output: skips.extend(output))
@@ -104,11 +104,12 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def ways_out(trainer: Any) -> str:
-    """A sentence: what makes a step need less memory, but for what this trainer does already."""
+    """A sentence: what makes a step of an initialised trainer need less memory, but for what it does already."""
     ways = {
         "attention_downsampling = 8": trainer.attention and trainer.attention_downsampling < 8,
         "a subclass with activation_checkpointing = True": not trainer.activation_checkpointing,
         "unlabeled_per_labeled = 1": trainer.unlabeled_per_labeled > 1,
+        "unlabeled_per_labeled = 0.5": 0.5 < trainer.unlabeled_per_labeled <= 1 and trainer.batch_size > 1,
         # whose A has no view of its own
         "-tr nnUNetTrainerCAML_sharedEncoder": not (trainer.share_encoder or trainer.clean_view),
         "plans with a smaller batch or patch (nnUNetv2_plan_experiment -gpu_memory_target)": True,

@@ -42,8 +42,9 @@ class Hyperparameters:
     #: ramp-up of both weights, as a fraction of all iterations (measured; paper: 0.4 with 5 % labelled, 0.2 with 10 %,
     #: 0.15 with 20 %)
     rampup_fraction: float = 0.3
-    #: unlabelled patches per labelled one in a batch
-    unlabeled_per_labeled: int = 1
+    #: unlabelled patches per labelled one in a batch, at least one a batch: with 0.5 one for two, so three patches where 1 has
+    #: four, which saves as much of time and memory
+    unlabeled_per_labeled: float = 1
     #: "labels": cross pseudo supervision on unlabelled patches (measured), or "sharpened", the paper's
     consistency: str = "labels"
     #: temperature of the consistency targets
@@ -128,6 +129,10 @@ class Hyperparameters:
                 setattr(self, name, getattr(type(self), name))
         if self.epochs is not None:
             self.num_epochs = self.epochs
+
+    def unlabeled_per_batch(self, labeled: int) -> int:
+        """Unlabelled patches beside ``labeled`` labelled ones."""
+        return max(1, round(self.unlabeled_per_labeled * labeled))
 
     def settings(self) -> dict[str, Any]:
         """All of them and nnU-Net's own, by name, for a companion file; ``num_epochs`` says what ``epochs`` does."""
@@ -236,7 +241,7 @@ _ALLOWED: dict[str, Rule] = {
     "lambda_o": _WEIGHT,
     "rampup_start_fraction": _FRACTION,
     "rampup_fraction": _FRACTION,
-    "unlabeled_per_labeled": _WHOLE,
+    "unlabeled_per_labeled": _POSITIVE,
     "consistency": _one_of(CONSISTENCIES),
     "sharpening_temperature": _POSITIVE,
     "detach_consistency_target": _SWITCH,

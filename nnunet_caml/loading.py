@@ -50,16 +50,16 @@ def labeled_loader(augmenter: Any) -> nnUNetDataLoader:
 
 
 def unlabeled_loader(
-    labeled: nnUNetDataLoader, cases: UnlabeledCases, per_labeled: int = 1, clean_view: bool = False
+    labeled: nnUNetDataLoader, cases: UnlabeledCases, patches: int, clean_view: bool = False
 ) -> nnUNetDataLoader:
-    """A loader like ``labeled`` that draws from ``cases``, ``per_labeled`` times as many patches a batch.
+    """A loader like ``labeled`` that draws from ``cases``, ``patches`` of them a batch.
 
     With ``clean_view`` the patches have twice the channels, see :class:`nnunet_caml.views.TwoViews`.
     """
     loader = copy.copy(labeled)
     if clean_view:
         loader.transforms = TwoViews(labeled.transforms)
-    loader.batch_size = per_labeled * labeled.batch_size
+    loader.batch_size = patches
     loader._data = cases
     loader.indices = cases.identifiers
     # Where a trainer has some, they are of the labelled cases.

@@ -52,14 +52,14 @@ def rehearse(trainer: Any) -> None:
     before, random = [buffer.clone() for buffer in buffers], get_rng_state()
     trainer.network.train()
     trainer.caml.train()
-    labeled, unlabeled = trainer.batch_size, trainer.unlabeled_per_labeled * trainer.batch_size
+    labeled, unlabeled = trainer.batch_size, trainer.unlabeled_per_batch(trainer.batch_size)
     waiting = ", and networks are compiled for it, which can take minutes" * is_compiled(trainer.network)
     trainer.print_to_log_file(f"The largest step of this training is tried first{waiting}.")
     try:
         batch = next(trainer.dataloader_train.labeled)
         data = batch["data"]
         views = torch.cat([data] * (1 + trainer.clean_view), 1)
-        images, target = on_device({**batch, "unlabeled": torch.cat([views] * trainer.unlabeled_per_labeled)}, device)
+        images, target = on_device({**batch, "unlabeled": views[torch.arange(unlabeled) % labeled]}, device)
         kept = [future_state(optimizer) for optimizer in optimizers]
         step(trainer, images, target, list(batch["keys"]))
         del kept

@@ -176,7 +176,7 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
             names = with_previous_stage(previous, stage, of_labeled, self.unlabeled, names, self.print_to_log_file)
         cases = UnlabeledCases(self.unlabeled.dataset_class()(str(self.unlabeled.folder), names, previous))
         labeled, validation = super().get_dataloaders()
-        loader = unlabeled_loader(labeled_loader(labeled), cases, self.unlabeled_per_labeled, self.clean_view)
+        loader = unlabeled_loader(labeled_loader(labeled), cases, self.unlabeled_per_batch(self.batch_size), self.clean_view)
         unlabeled = like(labeled, loader)
         next(unlabeled)  # starts the workers, as nnU-Net does with its own
         return PairedBatches(labeled, unlabeled, lambda: any(self.current_weights())), validation

@@ -69,12 +69,13 @@ def test_most_recomputed_activations_are_not_counted(make_trainer: Any):
     assert frugal.activations < 0.7 * plain.activations
 
 
-def test_more_unlabelled_patches_are_counted(make_trainer: Any):
+def test_more_or_fewer_unlabelled_patches_are_counted(make_trainer: Any):
     trainer = make_trainer()
     trainer.initialize()
     once = footprint.lower_bound(trainer).activations
-    trainer.unlabeled_per_labeled = 3
-    assert footprint.lower_bound(trainer).activations == pytest.approx(2 * once, rel=0.05)
+    for per_labeled, times in ((3, 2), (0.5, 0.75)):
+        trainer.unlabeled_per_labeled = per_labeled
+        assert footprint.lower_bound(trainer).activations == pytest.approx(times * once, rel=0.05)
 
 
 def test_warning_names_need_device_and_ways_out():
@@ -89,9 +90,12 @@ def test_warning_names_need_device_and_ways_out():
 
 def test_ways_out_are_not_what_the_trainer_does_already(make_trainer: Any):
     trainer = make_trainer()
+    trainer.initialize()
     ways = footprint.ways_out(trainer)
     assert ways.index("activation_checkpointing = True") < ways.index("sharedEncoder") < ways.index("-gpu_memory_target")
-    assert "unlabeled_per_labeled" not in ways
+    assert "unlabeled_per_labeled = 0.5; -tr" in ways
+    trainer.unlabeled_per_labeled = 0.5
+    assert "unlabeled_per_labeled" not in footprint.ways_out(trainer)
     trainer.activation_checkpointing, trainer.share_encoder, trainer.unlabeled_per_labeled = True, True, 2
     ways = footprint.ways_out(trainer)
     assert "activation_checkpointing" not in ways

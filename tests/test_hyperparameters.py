@@ -27,7 +27,7 @@ NAMES = list(Hyperparameters.__annotations__)
         ("occ_temperature", 0, "a number above 0, got 0"),
         ("attention_dropout", 1.0, "a number from 0 and below 1, got 1.0"),
         ("attention_downsampling", 0.125, "a number from 1, got 0.125"),
-        ("unlabeled_per_labeled", 0, "a whole number from 1, got 0"),
+        ("unlabeled_per_labeled", 0, "a number above 0, got 0"),
         ("memory_per_class", 256.0, "a whole number from 1, got 256.0"),
         ("max_filtered_share", 1.28, "a number above 0, at most 1, got 1.28"),
         ("share_encoder", "no", "True or False, got 'no'"),

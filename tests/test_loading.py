@@ -58,7 +58,7 @@ def test_labelled_cases_of_unlike_weight(make_trainer):
     loader.sampling_probabilities = np.full(len(loader.indices), 1 / len(loader.indices))
     cases = labeled_loader(trainer.dataloader_train.unlabeled)._data
     assert len(cases.identifiers) != len(loader.indices)
-    assert next(unlabeled_loader(loader, cases))["data"].shape[0] == loader.batch_size
+    assert next(unlabeled_loader(loader, cases, 3))["data"].shape[0] == 3
 
 
 def test_both_loaders_augment_alike(make_trainer):
@@ -178,7 +178,7 @@ def test_an_ignore_label_is_of_the_labelled_cases(make_trainer):
     loader = labeled_loader(trainer.dataloader_train.labeled)
     cases = labeled_loader(trainer.dataloader_train.unlabeled)._data
     loader.has_ignore = True
-    assert next(unlabeled_loader(loader, cases))["data"].shape[0] == loader.batch_size
+    assert next(unlabeled_loader(loader, cases, 3))["data"].shape[0] == 3
 
 
 def test_waiting_for_data_is_added_up(monkeypatch):

@@ -47,15 +47,16 @@ def test_the_largest_step_leaves_nothing_behind(make_trainer, monkeypatch, name)
     assert torch.isfinite(torch.tensor(float(trainer.train_step(next(trainer.dataloader_train))["loss"])))
 
 
-def test_it_is_as_large_as_a_step_of_the_training(make_trainer, monkeypatch):
-    """Two views of an unlabelled patch, several unlabelled patches for a labelled one, the optimisers' momentum."""
+@pytest.mark.parametrize(("per_labeled", "patches"), [(2, 6), (0.5, 3)])
+def test_it_is_as_large_as_a_step_of_the_training(make_trainer, monkeypatch, per_labeled, patches):
+    """Two views of an unlabelled patch, more or fewer unlabelled than labelled patches, the optimisers' momentum."""
     trainer = started(make_trainer, monkeypatch)
-    trainer.clean_view, trainer.unlabeled_per_labeled = True, 2
+    trainer.clean_view, trainer.unlabeled_per_labeled = True, per_labeled
     sizes, losses = [], trainer.losses
     monkeypatch.setattr(trainer, "losses", lambda images, *rest: sizes.append(images.shape) or losses(images, *rest))
     expected = [sum(x.numel() for x in future_state(o)) for o in (trainer.optimizer, trainer.auxiliary_optimizer)]
     rehearse(trainer)
-    assert sizes == [(3 * trainer.batch_size, 2, *trainer.configuration_manager.patch_size)]
+    assert sizes == [(patches, 2, *trainer.configuration_manager.patch_size)]
     trainer.on_train_epoch_start()
     batch = next(trainer.dataloader_train)
     trainer.iteration = 10**9  # after the ramp-up

@@ -150,18 +150,18 @@ def test_what_a_kill_leaves_of_a_companion_is_removed(tmp_path: Path):
     assert sorted(tmp_path.iterdir()) == [other, old]
 
 
-def test_more_unlabelled_than_labelled_patches(make_trainer):
+@pytest.mark.parametrize(("per_labeled", "unlabeled"), [(3, 6), (0.5, 1), (0.1, 1)])
+def test_more_or_fewer_unlabelled_than_labelled_patches(make_trainer, per_labeled, unlabeled):
     """The whole epoch is trained on them: CMA, consistency, memory and OCC take them as they come."""
     trainer = make_trainer()
-    trainer.unlabeled_per_labeled = 3
+    trainer.unlabeled_per_labeled = per_labeled
     trainer.rampup_start_fraction = 0.0
     sizes = []
     trainer.train_step = lambda batch: (
         sizes.append((len(batch["data"]), len(batch["unlabeled"]))) or type(trainer).train_step(trainer, batch)
     )
     trainer.run_training()
-    n = trainer.batch_size
-    assert set(sizes) == {(n, 3 * n)}
+    assert set(sizes) == {(2, unlabeled)}
     assert np.isfinite(trainer.logger.get_value("caml_consistency", step=None)).all()
 
 
