@@ -26,6 +26,7 @@ from fixed_plans import DATASET, SIZES, plans, prepare
 
 WAYS: dict[str, dict[str, Any]] = {
     "two networks": {},
+    "1 unlabelled for 2 labelled": {"unlabeled_per_labeled": 0.5},
     "shared encoder": {"share_encoder": True},
     "recomputed activations": {"activation_checkpointing": True},
     "both": {"share_encoder": True, "activation_checkpointing": True},
@@ -156,7 +157,8 @@ def take_steps(content: dict[str, Any], attributes: dict[str, Any], device: str)
     target[..., : patch[-1] // 2] = 1
     scales = trainer._get_deep_supervision_scales()
     targets = [nearest(target, [round(m * f) for m, f in zip(patch, scale, strict=True)]) for scale in scales]
-    batch = {"data": torch.randn(n, 1, *patch) + target, "unlabeled": torch.randn(n, 1, *patch) + target, "target": targets}
+    unlabeled = (torch.randn(n, 1, *patch) + target)[: trainer.unlabeled_per_batch(n)]
+    batch = {"data": torch.randn(n, 1, *patch) + target, "unlabeled": unlabeled, "target": targets}
     batch["keys"] = [list(trainer.caml.memory.case_index)[i % 2] for i in range(n)]
     for number in range(5):
         if device == "cuda" and number == 2:  # cuDNN tries ways that need more than the one which it takes

@@ -44,7 +44,7 @@ class Hyperparameters:
     rampup_fraction: float = 0.3
     #: unlabelled patches per labelled one in a batch, at least one a batch: with 0.5 one for two, so three patches where 1 has
     #: four, which saves as much of time and memory
-    unlabeled_per_labeled: float = 1
+    unlabeled_per_labeled: float = 1.0
     #: "labels": cross pseudo supervision on unlabelled patches (measured), or "sharpened", the paper's
     consistency: str = "labels"
     #: temperature of the consistency targets

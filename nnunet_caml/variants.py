@@ -111,7 +111,7 @@ class nnUNetTrainerCAML_paper(nnUNetTrainerCAML):
     lambda_o = 0.05
     rampup_fraction = 0.2
     rampup_start_fraction = 0.0
-    unlabeled_per_labeled = 1
+    unlabeled_per_labeled = 1.0
     consistency = "sharpened"
     sharpening_temperature = 0.1
     detach_consistency_target = False
