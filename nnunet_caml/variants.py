@@ -13,6 +13,7 @@ __all__ = [
     "nnUNetTrainerCAML_5epochs",
     "nnUNetTrainerCAML_cleanView",
     "nnUNetTrainerCAML_copyPaste",
+    "nnUNetTrainerCAML_earlyStart",
     "nnUNetTrainerCAML_noCMA",
     "nnUNetTrainerCAML_noCMA_noOCC",
     "nnUNetTrainerCAML_noOCC",
@@ -98,6 +99,12 @@ class nnUNetTrainerCAML_copyPaste(nnUNetTrainerCAML):
     """V sees a labelled and an unlabelled patch with a box exchanged: :mod:`nnunet_caml.copy_paste`."""
 
     copy_paste_share = 2 / 3
+
+
+class nnUNetTrainerCAML_earlyStart(nnUNetTrainerCAML):
+    """Unlabelled patches have a say from a tenth of the training on: about 1.2 times CAML's time."""
+
+    rampup_start_fraction = 0.1
 
 
 class nnUNetTrainerCAML_paper(nnUNetTrainerCAML):

@@ -248,8 +248,8 @@ def test_variants_are_what_their_names_say():
     for name in variants.__all__:
         assert issubclass(getattr(variants, name), nnUNetTrainerCAML)
     assert variants.nnUNetTrainerCAML_20epochs.epochs == 20
-    assert not variants.nnUNetTrainerCAML_noCMA.attention
-    assert variants.nnUNetTrainerCAML_noOCC.lambda_o == 0
+    assert (variants.nnUNetTrainerCAML_noCMA.attention, variants.nnUNetTrainerCAML_noOCC.lambda_o) == (False, 0)
+    assert variants.nnUNetTrainerCAML_earlyStart.rampup_start_fraction < nnUNetTrainerCAML.rampup_start_fraction
     assert variants.nnUNetTrainerCAML_cleanView.clean_view
     assert variants.nnUNetTrainerCAML_copyPaste.copy_paste_share == pytest.approx(2 / 3)
     assert variants.nnUNetTrainerCAML_sharedEncoder.share_encoder
