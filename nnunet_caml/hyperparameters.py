@@ -1,6 +1,6 @@
 """The hyperparameters of :class:`nnunet_caml.trainer.nnUNetTrainerCAML`, and which values they may have.
 
-A wrong value would show late, OCC's for instance after 40 % of a training of days, so all are checked before it begins.
+A wrong value would show late, OCC's for instance after a tenth of a training of days, so all are checked before it begins.
 """
 
 import math
@@ -38,7 +38,7 @@ class Hyperparameters:
     lambda_o: float = 0.05
     #: first part of the training, as a fraction, in which both weights are 0 and the networks learn from labels alone
     #: (measured; paper: 0)
-    rampup_start_fraction: float = 0.4
+    rampup_start_fraction: float = 0.1
     #: ramp-up of both weights, as a fraction of all iterations (measured; paper: 0.4 with 5 % labelled, 0.2 with 10 %,
     #: 0.15 with 20 %)
     rampup_fraction: float = 0.3

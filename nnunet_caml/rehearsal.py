@@ -1,7 +1,7 @@
 """One step on a batch of full size before the training begins, on a GPU.
 
-In the first 40 % of a training there are labelled patches only, which need half of the memory that the rest needs. That a GPU
-has too little would be found out hours or days later, at a point that continuing does not get past. So the largest step is
+In the first tenth of a training there are labelled patches only, which need half of the memory that the rest needs. That a GPU
+has too little would be found out hours later, at a point that continuing does not get past. So the largest step is
 tried first: both networks, all losses and their gradients, and room for what the optimisers will keep; without an update.
 Weights, statistics, memory bank and random numbers are afterwards what they were before.
 """

@@ -268,7 +268,7 @@ def test_learning_curves_of_kept_figures(tmp_path: Path, monkeypatch, capsys):
     picture = tmp_path / "curves.png"
     command = [str(BENCHMARKS / "learning_curves.py"), "-o", str(picture)]
     monkeypatch.setattr(
-        sys, "argv", [*command, "hippocampus_screen_test", "left_atrium_cpu", "--arms", "CAML", "labelled only, as much time"]
+        sys, "argv", [*command, "hippocampus_screen_test", "left_atrium_cpu", "--arms", "CAML, start at 0.4", "all labels"]
     )
     assert learning_curves.main() == 0
     width, height = matplotlib.image.imread(picture).shape[1::-1]
@@ -276,7 +276,7 @@ def test_learning_curves_of_kept_figures(tmp_path: Path, monkeypatch, capsys):
     for arguments, sentence in (
         (["hippocampus"], "hippocampus is no folder of kept figures: there are "),
         (["left_atrium_cpu", "--arms", "CMAL"], "--arms CMAL: the study left_atrium_cpu has labelled only, "),
-        (["left_atrium_cpu", "--arms", "CAML", "CMAL"], "--arms CMAL: none of these folders has figures of it."),
+        (["left_atrium_cpu", "--arms", "all labels", "CMAL"], "--arms CMAL: none of these folders has figures of it."),
     ):
         monkeypatch.setattr(sys, "argv", [*command, *arguments])
         assert learning_curves.main() == 1
@@ -297,13 +297,14 @@ def test_dice_over_the_time_of_training(tmp_path: Path, monkeypatch, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said == [  # the figures of README.md
         "8 labelled cases, plain nnU-Net: 4.0: 0.819 (3), 8.0: 0.830 (3), 10.0: 0.833 (3), 20.0: 0.835 (3), 64.0: 0.839 (3)",
-        "8 labelled cases, CAML: 12.7: 0.825 (3), 25.4: 0.834 (3), 63.5: 0.841 (3)",
+        "8 labelled cases, CAML, start at 0.4: 12.7: 0.825 (3), 25.4: 0.834 (3), 63.5: 0.841 (3)",
         "8 labelled cases, plain nnU-Net, all labels: 4.0: 0.839 (1), 8.0: 0.851 (1), 20.0: 0.864 (1)",
     ]
     monkeypatch.setattr(sys, "argv", [*command, *folders, "--labeled", "8", "--subsets", "0"])
     assert training_time.main() == 0
     assert (
-        capsys.readouterr().out.splitlines()[1] == "8 labelled cases, CAML: 12.7: 0.817 (1), 25.4: 0.827 (1), 63.5: 0.832 (1)"
+        capsys.readouterr().out.splitlines()[1]
+        == "8 labelled cases, CAML, start at 0.4: 12.7: 0.817 (1), 25.4: 0.827 (1), 63.5: 0.832 (1)"
     )
     monkeypatch.setattr(sys, "argv", [*command, *folders, "--labeled", "5"])
     assert training_time.main() == 1
@@ -313,8 +314,8 @@ def test_dice_over_the_time_of_training(tmp_path: Path, monkeypatch, capsys):
 def test_panels_are_told_apart_by_their_folder():
     """Development and test cases, with and without mirroring, are figures of the same trained models."""
     suffixes = ("", "_mirrored", "_test", "_test_mirrored")
-    panels = [learning_curves.panel(f"hippocampus_screen{suffix}", ["CAML"]) for suffix in suffixes]
-    key = ("CAML", 8, 0, 0)
+    panels = [learning_curves.panel(f"hippocampus_screen{suffix}", ["all labels"]) for suffix in suffixes]
+    key = ("all labels", None, 0, 0)
     assert len({float(np.mean(list(panel[key].values()))) for panel in panels}) == 4
     assert set(panels[0][key]) == set(panels[1][key]), "the same development cases"
     assert set(panels[2][key]) == set(panels[3][key]), "the same test cases"

@@ -109,7 +109,7 @@ def test_a_validation_image_whose_voxels_its_label_has_changed(workspace: Worksp
 
 
 def test_workers_that_die_before_unlabelled_patches_are_wanted(make_trainer, monkeypatch):
-    """It is said at once, not after 40 % of the training."""
+    """It is said at once, not when unlabelled patches are wanted first."""
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     trainer = make_trainer()
     trainer.rampup_start_fraction = 0.5

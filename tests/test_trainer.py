@@ -249,7 +249,7 @@ def test_variants_are_what_their_names_say():
         assert issubclass(getattr(variants, name), nnUNetTrainerCAML)
     assert variants.nnUNetTrainerCAML_20epochs.epochs == 20
     assert (variants.nnUNetTrainerCAML_noCMA.attention, variants.nnUNetTrainerCAML_noOCC.lambda_o) == (False, 0)
-    assert variants.nnUNetTrainerCAML_earlyStart.rampup_start_fraction < nnUNetTrainerCAML.rampup_start_fraction
+    assert variants.nnUNetTrainerCAML_lateStart.rampup_start_fraction > nnUNetTrainerCAML.rampup_start_fraction
     assert variants.nnUNetTrainerCAML_cleanView.clean_view
     assert variants.nnUNetTrainerCAML_copyPaste.copy_paste_share == pytest.approx(2 / 3)
     assert variants.nnUNetTrainerCAML_sharedEncoder.share_encoder

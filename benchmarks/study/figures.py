@@ -134,7 +134,7 @@ def training_time(panels: dict[str, dict[str, dict[float, list[float]]]], title:
     size = (1.5 + 4.5 * len(panels), 4)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
     names = dict.fromkeys(name for curves in panels.values() for name in curves)
-    colors = dict(zip(names, ("C0", "C2", "C3"), strict=False))
+    colors = dict(zip(names, ("C0", "C2", "C1", "C3"), strict=False))
     for plot, (panel, curves) in zip(axes[0], panels.items(), strict=True):
         for name, points in curves.items():
             color = colors[name]
