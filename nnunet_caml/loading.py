@@ -1,7 +1,7 @@
 """Unlabelled batches from nnU-Net's own loader, augmentation and worker processes.
 
-The unlabelled loader is a copy of the labelled one, with other cases: same patch sizes and transforms, of which the clean
-view takes those of the geometry. Patches are drawn anywhere in the case, because nobody knows where its foreground is.
+The unlabelled loader is a copy of the labelled one, with other cases: same patch sizes and transforms, which
+:mod:`nnunet_caml.views` adapts. Patches are drawn anywhere in the case, because nobody knows where its foreground is.
 """
 
 import copy
@@ -20,7 +20,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from torch import Tensor
 
 from nnunet_caml.errors import WorkerError
-from nnunet_caml.views import TwoViews
+from nnunet_caml.views import ImageAlone, TwoViews, image_needs_segmentation
 from nnunet_caml.workers import end_with
 
 
@@ -59,6 +59,8 @@ def unlabeled_loader(
     loader = copy.copy(labeled)
     if clean_view:
         loader.transforms = TwoViews(labeled.transforms)
+    if not image_needs_segmentation(labeled.transforms):
+        loader.transforms = ImageAlone(loader.transforms)
     loader.batch_size = patches
     loader._data = cases
     loader.indices = cases.identifiers

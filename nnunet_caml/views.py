@@ -1,7 +1,11 @@
-"""Two views of an unlabelled patch: the same geometry, intensities augmented for V and left alone for A.
+"""Augmentation of unlabelled patches: nnU-Net's, of the image alone, and for two views if they are wanted.
 
-A then gives V labels of an image that is easier to read than the one which V has to learn from, as in the weak and strong
-augmentation of FixMatch (Sohn et al., NeurIPS 2020, arXiv:2001.07685). Labelled patches are augmented for both alike.
+Nobody looks at the segmentation that comes with an unlabelled patch, and with nnU-Net's patches augmenting it takes two fifths
+of the time. So it is left out, unless what happens to the image depends on it.
+
+Two views have the same geometry, with intensities augmented for V and left alone for A. A then gives V labels of an image that
+is easier to read than the one which V has to learn from, as in the weak and strong augmentation of FixMatch (Sohn et al.,
+NeurIPS 2020, arXiv:2001.07685). Labelled patches are augmented for both alike.
 """
 
 import copy
@@ -10,12 +14,61 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform, SegOnlyTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from torch import Tensor
 
 from nnunet_caml.errors import UnsupportedError
 
-__all__ = ["TwoViews"]
+__all__ = ["ImageAlone", "TwoViews", "image_needs_segmentation"]
+
+#: what moves image and segmentation alike, by numbers that depend on neither
+MOVES_BOTH = {
+    Convert2DTo3DTransform,
+    Convert3DTo2DTransform,
+    MirrorTransform,
+    Rot90Transform,
+    SpatialTransform,
+    TransposeAxesTransform,
+}
+
+
+class ImageAlone:
+    """Augments the image of a patch to the same voxels as ``transforms``, without its segmentation.
+
+    Args:
+        transforms: Those of which :func:`image_needs_segmentation` says no, or :class:`TwoViews` of such.
+    """
+
+    def __init__(self, transforms: Any) -> None:
+        self.transforms = transforms
+
+    def __call__(self, image: Tensor, segmentation: Tensor) -> dict:
+        """As ``transforms``, with a single voxel as segmentation, because nnU-Net's loader collects one of each patch."""
+        return {**self.transforms(image=image), "segmentation": segmentation.new_zeros(1)}
+
+
+def image_needs_segmentation(transform: Any) -> bool:
+    """Whether the image that a transform makes may depend on the segmentation; of those that are not known it may.
+
+    It does for images that were normalised within a mask, and for the previous stage's labels in a cascade.
+    """
+    if parts := parts_of(transform):
+        return any(map(image_needs_segmentation, parts))
+    if type(transform).__module__.startswith("batchgeneratorsv2."):
+        return not (isinstance(transform, ImageOnlyTransform | SegOnlyTransform) or type(transform) in MOVES_BOTH)
+    return True
+
+
+def parts_of(transform: Any) -> list[Any]:
+    """The transforms that a transform strings together, or chooses from, or may apply; empty if it is a single one."""
+    parts = getattr(transform, "list_of_transforms", None) or getattr(transform, "transforms", None)
+    return parts or [part for part in [getattr(transform, "transform", None)] if part is not None]
 
 
 class TwoViews:
@@ -61,9 +114,7 @@ def changes_image_only(transform: Any) -> bool:
     Raises:
         UnsupportedError: Some of its parts do, others do not.
     """
-    parts = getattr(transform, "list_of_transforms", None) or getattr(transform, "transforms", None)
-    parts = parts or [part for part in [getattr(transform, "transform", None)] if part is not None]
-    if not parts:
+    if not (parts := parts_of(transform)):
         return isinstance(transform, ImageOnlyTransform)
     answers = {changes_image_only(part) for part in parts}
     if len(answers) > 1:

@@ -65,7 +65,7 @@ def test_both_loaders_augment_alike(make_trainer):
     trainer = make_trainer()
     trainer.on_train_start()
     labeled, unlabeled = (labeled_loader(a) for a in (trainer.dataloader_train.labeled, trainer.dataloader_train.unlabeled))
-    assert unlabeled.transforms is labeled.transforms
+    assert unlabeled.transforms.transforms is labeled.transforms
 
 
 @pytest.mark.parametrize("cascade", [False, True])

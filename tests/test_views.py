@@ -1,4 +1,4 @@
-"""The two views of an unlabelled patch, from the loader to the networks."""
+"""What augmentation makes of unlabelled patches: the image alone, and the two views of it, up to the networks."""
 
 import copy
 import pickle
@@ -11,11 +11,13 @@ from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseT
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.random import OneOfTransform
+from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 
-from nnunet_caml.loading import labeled_loader
-from nnunet_caml.views import TwoViews
+from nnunet_caml.loading import labeled_loader, unlabeled_loader
+from nnunet_caml.views import ImageAlone, TwoViews, image_needs_segmentation
 
 PATCH = (8, 10, 12)
 
@@ -29,6 +31,69 @@ def transforms(trainer, **changes):
 
 def patch(channels: int = 1) -> dict:
     return {"image": torch.rand(channels, *PATCH), "segmentation": torch.randint(-1, 3, (1, *PATCH)).short()}
+
+
+def applied_always(made: ComposeTransforms) -> ComposeTransforms:
+    """With every transform that is left to chance."""
+    for transform in made.transforms:
+        if isinstance(transform, RandomTransform):
+            transform.apply_probability = 1.0
+        if isinstance(transform, SpatialTransform):
+            transform.p_rotation = transform.p_scaling = transform.p_elastic_deform = 1.0
+    return made
+
+
+@pytest.mark.parametrize("variant", [nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerNoDA])
+@pytest.mark.parametrize("settings", [{}, {"do_dummy_2d_data_aug": True}, {"regions": ((1, 2), (2,)), "ignore_label": 3}])
+def test_the_image_alone_is_augmented_to_the_same_voxels(variant, settings):
+    """To the bit, patch after patch: without a segmentation no other random numbers are drawn."""
+    scales = [[1, 1, 1], [0.5, 0.5, 0.5]]
+    rest = {"do_dummy_2d_data_aug": False} | settings
+    made = applied_always(variant.get_training_transforms(PATCH, (-0.5, 0.5), scales, (0, 1, 2), **rest))
+    assert not image_needs_segmentation(made)
+    data, results = [patch(2) for _ in range(6)], []
+    for kind in (made, ImageAlone(made)):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        results.append([kind(**copy.deepcopy(d)) for d in data])
+    for whole, alone in zip(*results, strict=True):
+        assert torch.equal(whole["image"], alone["image"])
+        assert len(whole["segmentation"]) == 2
+        assert alone["segmentation"].shape == (1,)
+
+
+def test_where_the_image_needs_the_segmentation(make_trainer):
+    """Masks, previous stages, and what nobody here knows."""
+    for changes in ({"use_mask_for_norm": [True]}, {"is_cascaded": True, "foreground_labels": [1, 2]}):
+        assert image_needs_segmentation(transforms(make_trainer(), **changes))
+    assert not image_needs_segmentation(transforms(make_trainer(), use_mask_for_norm=[False]))
+
+    class Unknown(MirrorTransform):
+        pass
+
+    for unknown in (Unknown((0,)), RandomTransform(Unknown((0,))), OneOfTransform([MirrorTransform((0,)), Unknown((0,))])):
+        assert image_needs_segmentation(ComposeTransforms([MirrorTransform((0,)), unknown]))
+
+
+@pytest.mark.parametrize("clean_view", [False, True])
+def test_the_loader_leaves_out_what_it_can(make_trainer, clean_view):
+    trainer = make_trainer()
+    trainer.on_train_start()
+    labeled = labeled_loader(trainer.dataloader_train.labeled)
+    cases = labeled_loader(trainer.dataloader_train.unlabeled)._data
+    loader = unlabeled_loader(labeled, cases, 3, clean_view)
+    batches = []
+    for kind in (loader.transforms, loader.transforms.transforms):
+        loader.transforms = kind
+        np.random.seed(1)
+        torch.manual_seed(1)
+        batches.append(next(loader))
+    assert batches[0]["data"].shape[:2] == (3, 1 + clean_view)
+    assert torch.equal(batches[0]["data"], batches[1]["data"])
+    assert list(batches[0]["keys"]) == list(batches[1]["keys"])
+    labeled.transforms = transforms(trainer, use_mask_for_norm=[True])
+    assert not isinstance(unlabeled_loader(labeled, cases, 3, clean_view).transforms, ImageAlone)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -144,7 +209,7 @@ def test_each_network_gets_its_view(make_trainer):
     trainer.on_train_epoch_start()
     trainer.iteration = 10**6  # after the ramp-up
     loader = labeled_loader(trainer.dataloader_train.unlabeled)
-    assert isinstance(pickle.loads(pickle.dumps(loader)).transforms, TwoViews), "workers get it"
+    assert isinstance(pickle.loads(pickle.dumps(loader)).transforms.transforms, TwoViews), "workers get it"
     assert not isinstance(labeled_loader(trainer.dataloader_train.labeled).transforms, TwoViews)
     inputs = []
     for network in (trainer.network, trainer.caml.auxiliary):
