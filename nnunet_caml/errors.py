@@ -6,8 +6,10 @@ those who forgot a file only the latter is of use.
 
 import errno
 import json
+import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +24,8 @@ __all__ = [
     "is_full",
     "read_json",
     "show_sentences",
+    "storage_of_results",
+    "try_writing",
 ]
 
 PROBE_BYTES = 2**22
@@ -62,23 +66,42 @@ def read_json(file: Path) -> Any:
 def is_full(folder: Path, error: Exception) -> bool:
     """Whether ``error`` came from a full disk or a used up quota.
 
-    Blosc2 and torch raise errors without a number when they cannot write, so what the error does not say is tried: writing
-    ``PROBE_BYTES`` to a file in ``folder``.
+    Blosc2 and torch raise errors without a number when they cannot write, so what the error does not say is tried.
     """
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError) and error.errno in numbers:
         return True
     if not folder.is_dir():
         return False
+    try:
+        try_writing(folder)
+    except OSError as failure:
+        return failure.errno in numbers
+    return False
+
+
+def try_writing(folder: Path) -> None:
+    """Writes ``PROBE_BYTES`` to a file in ``folder`` and removes it; raises ``OSError`` if that cannot be done."""
     probe = folder / f".probe.{uuid4().hex}"
     try:
         probe.write_bytes(bytes(PROBE_BYTES))
-    except OSError as failure:
-        return failure.errno in numbers
     finally:
         with suppress(OSError):  # where nothing was written, or nothing may be
             probe.unlink()
-    return False
+
+
+@contextmanager
+def storage_of_results() -> Iterator[None]:
+    """Raises :class:`StorageError` in place of errors when nnU-Net makes its results folder, or has been told of none."""
+    if not os.environ.get("nnUNet_results"):
+        raise StorageError("The environment variable nnUNet_results is not set. Set it to the folder for trained models.")
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"Results cannot be written to {error.filename or os.environ['nnUNet_results']} ({error.strerror}). Set "
+            f"nnUNet_results to a folder that you may write to and that has space left."
+        ) from None
 
 
 def show_sentences() -> None:

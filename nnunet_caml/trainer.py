@@ -61,7 +61,9 @@ class nnUNetTrainerCAML(Hyperparameters, nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         errors.show_sentences()
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with errors.storage_of_results():
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            errors.try_writing(Path(self.output_folder))
         self.apply_class_attributes()
         self.caml: Any = None  # MutualLearning -> initialize
         self.auxiliary_optimizer: Any = None  # -> initialize

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,26 @@ def test_a_folder_that_may_not_be_written_to_is_not_full(tmp_path: Path, monkeyp
     monkeypatch.setattr(Path, "write_bytes", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
     assert not is_full(tmp_path, RuntimeError("no number"))
+
+
+def test_results_that_cannot_be_written(make_trainer, tmp_path: Path, monkeypatch):
+    """Told when a training begins, whether nnU-Net would notice then or not before its first file."""
+    folder = tmp_path / "results"
+    monkeypatch.setenv("nnUNet_results", str(folder))
+    with (
+        files_of_at_most(1_000_000),
+        pytest.raises(StorageError, match=rf"^Results .* {folder} \(File too large\)\. Set nnUNet_results"),
+    ):
+        make_trainer()
+    make_trainer()
+    assert not list(folder.rglob(".probe*"))
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    with pytest.raises(StorageError, match=rf" {folder}/.* \(Not a directory\)\. Set nnUNet_results to"):
+        make_trainer()
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(StorageError, match=r"nnUNet_results is not set\. Set it to "):
+        make_trainer()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
