@@ -297,13 +297,14 @@ def test_dice_over_the_time_of_training(tmp_path: Path, monkeypatch, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said == [  # the figures of README.md
         "8 labelled cases, plain nnU-Net: 4.0: 0.819 (3), 8.0: 0.830 (3), 10.0: 0.833 (3), 20.0: 0.835 (3), 64.0: 0.839 (3)",
+        "8 labelled cases, CAML: 15.1: 0.826 (3)",
         "8 labelled cases, CAML, start at 0.4: 12.7: 0.825 (3), 25.4: 0.834 (3), 63.5: 0.841 (3)",
         "8 labelled cases, plain nnU-Net, all labels: 4.0: 0.839 (1), 8.0: 0.851 (1), 20.0: 0.864 (1)",
     ]
     monkeypatch.setattr(sys, "argv", [*command, *folders, "--labeled", "8", "--subsets", "0"])
     assert training_time.main() == 0
     assert (
-        capsys.readouterr().out.splitlines()[1]
+        capsys.readouterr().out.splitlines()[2]
         == "8 labelled cases, CAML, start at 0.4: 12.7: 0.817 (1), 25.4: 0.827 (1), 63.5: 0.832 (1)"
     )
     monkeypatch.setattr(sys, "argv", [*command, *folders, "--labeled", "5"])

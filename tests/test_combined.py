@@ -81,7 +81,7 @@ def test_a_variant_trains_both_networks(variant, workspace, tmp_path: Path, monk
     labeled, unlabeled = (
         augmenter.data_loader for augmenter in (trainer.dataloader_train.labeled, trainer.dataloader_train.unlabeled)
     )
-    assert unlabeled.transforms is labeled.transforms
+    assert unlabeled.transforms.transforms is labeled.transforms
     of_plain = plain.get_dataloaders()[0].data_loader
     assert [type(t) for t in labeled.transforms.transforms] == [type(t) for t in of_plain.transforms.transforms]
     assert trainer.inference_allowed_mirroring_axes == plain.inference_allowed_mirroring_axes

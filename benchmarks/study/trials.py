@@ -40,8 +40,7 @@ class nnUNetTrainerCAML_views(nnUNetTrainerCAML):
         if get_allowed_n_proc_DA():
             raise NotImplementedError("nnUNetTrainerCAML_views needs nnUNet_n_proc_DA=0 (run_study.py --workers 0).")
         train, validation = super().get_dataloaders()
-        loader = labeled_loader(train.unlabeled)
-        loader.transforms = TwoViews(loader.transforms, clean=False)
+        labeled_loader(train.unlabeled).transforms = TwoViews(labeled_loader(train.labeled).transforms, clean=False)
         return train, validation
 
 
