@@ -14,6 +14,7 @@ supervision), whatever they are.
 import inspect
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -188,8 +189,8 @@ def make_auxiliary(network: nn.Module, heads: int, dropout: float, attention: bo
 def checkpoint_activations(network: nn.Module) -> None:
     """Makes every stage of encoder and decoder forget its inner activations and compute them again for the gradient.
 
-    In place, and without a trace in the state dict. Dropout is drawn alike both times. Normalisation with running statistics
-    would be updated twice per step; nnU-Net's instance normalisation has none.
+    In place, and without a trace in the state dict. Dropout is drawn alike both times, and running statistics of batch
+    normalisation are written the first time only.
 
     Args:
         network: One that :func:`require_unet` accepts, A included.
@@ -199,17 +200,47 @@ def checkpoint_activations(network: nn.Module) -> None:
         *network.get_submodule("decoder.stages").children(),
     ]
     for stage in stages:
-        stage.forward = _Recomputed(stage.forward)
+        stage.forward = _Recomputed(stage)
 
 
 class _Recomputed:
     """A forward method that keeps its input only."""
 
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
+    def __init__(self, stage: nn.Module) -> None:
+        self.stage, self.forward = stage, stage.forward
 
     def __call__(self, x: Tensor) -> Tensor:
-        return checkpoint(self.forward, x, use_reentrant=False) if torch.is_grad_enabled() else self.forward(x)
+        if not torch.is_grad_enabled():
+            return self.forward(x)
+        if torch.compiler.is_compiling():  # generated code writes statistics once by itself
+            return checkpoint(self.forward, x, use_reentrant=False)
+        return checkpoint(self.forward, x, use_reentrant=False, context_fn=self._contexts)
+
+    def _contexts(self) -> tuple[Any, Any]:
+        return nullcontext(), _StatisticsUntouched(self.stage)
+
+
+class _StatisticsUntouched:
+    """A context in which batch normalisation normalises as ever, and writes its running statistics to copies of them.
+
+    Not without any: autograd keeps them for the gradient, and what is computed again has to keep as much as the first time.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.buffers: list[tuple[_BatchNorm, dict[str, Tensor]]] = []
+
+    def __enter__(self) -> None:
+        layers = [m for m in self.module.modules() if isinstance(m, _BatchNorm) and m.training]
+        self.buffers = [(layer, dict(layer.named_buffers())) for layer in layers]
+        for layer, buffers in self.buffers:
+            for name, values in buffers.items():
+                setattr(layer, name, values.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for layer, buffers in self.buffers:
+            for name, values in buffers.items():
+                setattr(layer, name, values)
 
 
 class SharedEncoderAuxiliary(nn.Module):
@@ -238,13 +269,9 @@ class SharedEncoderAuxiliary(nn.Module):
         """From the skips of V's encoder to the same outputs as any network of the plans."""
         skips = [*skips[: self.stage], self.attention(skips[self.stage])]
         below = self._encoder[0].stages[self.stage + 1 :]
-        tracking = [m for m in below.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
-        for module in tracking:
-            module.track_running_stats = False
-        for stage in below:
-            skips.append(stage(skips[-1]))
-        for module in tracking:
-            module.track_running_stats = True
+        with _StatisticsUntouched(below):
+            for stage in below:
+                skips.append(stage(skips[-1]))
         return self.decoder(skips)
 
 

@@ -215,9 +215,16 @@ def test_taps_work_in_compiled_networks_without_recompiling(kind):
         assert any(p.grad is not None and p.grad.any() for p in module.encoder.stages[0].parameters())
 
 
-@pytest.mark.parametrize("kind", ["PlainConvUNet", "ResidualEncoderUNet"])
-def test_activation_checkpointing_gives_the_same_gradients_with_less_kept(kind: str):
-    plain = make_auxiliary(network(kind), 4, 0.5, True, 8.0).double()
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [
+        ("PlainConvUNet", "torch.nn.InstanceNorm{}d"),
+        ("ResidualEncoderUNet", "torch.nn.InstanceNorm{}d"),
+        ("PlainConvUNet", "torch.nn.BatchNorm{}d"),
+    ],
+)
+def test_activation_checkpointing_gives_the_same_gradients_with_less_kept(kind: str, norm: str):
+    plain = make_auxiliary(network(kind, norm=norm), 4, 0.5, True, 8.0).double()
     frugal = copy.deepcopy(plain)
     checkpoint_activations(frugal)
     assert list(frugal.state_dict()) == list(plain.state_dict())
@@ -239,6 +246,8 @@ def test_activation_checkpointing_gives_the_same_gradients_with_less_kept(kind: 
     assert kept[1] < 0.7 * kept[0]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+    for (name, a), b in zip(plain.named_buffers(), frugal.buffers(), strict=True):  # running statistics, written once
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
     with torch.no_grad():
         torch.testing.assert_close(plain.eval()(x)[0], frugal.eval()(x)[0])
 
@@ -258,6 +267,29 @@ def test_statistics_of_v_go_on_after_a_has_run():
         v(torch.randn(2, 2, 32, 32, 32))
         assert not [name for name, buffer in v.encoder.named_buffers() if torch.equal(buffer, before[name])]
         a(tap.take_skips())
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_shared_encoder_with_recomputed_activations_trains_as_without(compiled: bool):
+    """With batch normalisation, whose statistics are those of V's pass, once a step."""
+    of_both = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        v, a = (network(norm="torch.nn.BatchNorm3d").double() for _ in range(2))
+        a = make_auxiliary(a, 4, 0.0, True, 8.0).double()
+        if recomputed:
+            for net in (v, a):
+                checkpoint_activations(net)
+        a = SharedEncoderAuxiliary(a, v.encoder)
+        tap = FeatureTap(v, skips=True)
+        run_v, run_a = (torch.compile(net, backend="aot_eager") if compiled and recomputed else net for net in (v, a))
+        for _ in range(2):
+            outputs = [*run_v(torch.randn(2, 2, 32, 32, 32, dtype=torch.float64)), *run_a(tap.take_skips())]
+            sum(o.square().mean() for o in outputs).backward()
+        of_both.append([[p.grad for p in net.parameters()] + list(net.buffers()) for net in (v, a)])
+    for plain, frugal in zip(*of_both, strict=True):
+        for x, y in zip(plain, frugal, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-12)
 
 
 def test_tap_keeps_nothing_without_gradients():
