@@ -107,11 +107,13 @@ def ways_out(trainer: Any) -> str:
     """A sentence: what makes a step of an initialised trainer need less memory, but for what it does already."""
     ways = {
         "attention_downsampling = 8": trainer.attention and trainer.attention_downsampling < 8,
-        "a subclass with activation_checkpointing = True": not trainer.activation_checkpointing,
+        "-tr nnUNetTrainerCAML_lessMemory (activation_checkpointing = True)": not trainer.activation_checkpointing,
         "unlabeled_per_labeled = 1": trainer.unlabeled_per_labeled > 1,
-        "unlabeled_per_labeled = 0.5": 0.5 < trainer.unlabeled_per_labeled <= 1 and trainer.batch_size > 1,
+        "-tr nnUNetTrainerCAML_halfUnlabeled (unlabeled_per_labeled = 0.5)": (
+            0.5 < trainer.unlabeled_per_labeled <= 1 and trainer.batch_size > 1
+        ),
         # whose A has no view of its own
-        "-tr nnUNetTrainerCAML_sharedEncoder": not (trainer.share_encoder or trainer.clean_view),
+        "-tr nnUNetTrainerCAML_sharedEncoder (share_encoder = True)": not (trainer.share_encoder or trainer.clean_view),
         "plans with a smaller batch or patch (nnUNetv2_plan_experiment -gpu_memory_target)": True,
     }
     return f"Ways out, best first: {'; '.join(way for way, is_left in ways.items() if is_left)}."

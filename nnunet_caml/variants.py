@@ -13,12 +13,15 @@ __all__ = [
     "nnUNetTrainerCAML_5epochs",
     "nnUNetTrainerCAML_cleanView",
     "nnUNetTrainerCAML_copyPaste",
+    "nnUNetTrainerCAML_halfUnlabeled",
     "nnUNetTrainerCAML_lateStart",
+    "nnUNetTrainerCAML_lessMemory",
     "nnUNetTrainerCAML_noCMA",
     "nnUNetTrainerCAML_noCMA_noOCC",
     "nnUNetTrainerCAML_noOCC",
     "nnUNetTrainerCAML_paper",
     "nnUNetTrainerCAML_sharedEncoder",
+    "nnUNetTrainerCAML_sharedEncoder_lessMemory",
 ]
 
 
@@ -101,10 +104,22 @@ class nnUNetTrainerCAML_copyPaste(nnUNetTrainerCAML):
     copy_paste_share = 2 / 3
 
 
+class nnUNetTrainerCAML_halfUnlabeled(nnUNetTrainerCAML):
+    """One unlabelled patch for two labelled ones: less memory and time."""
+
+    unlabeled_per_labeled = 0.5
+
+
 class nnUNetTrainerCAML_lateStart(nnUNetTrainerCAML):
     """Unlabelled patches have a say from 40 % of the training on: about five sixths of CAML's time."""
 
     rampup_start_fraction = 0.4
+
+
+class nnUNetTrainerCAML_lessMemory(nnUNetTrainerCAML):
+    """The same training in less memory and more time: inner activations are computed again for the gradient."""
+
+    activation_checkpointing = True
 
 
 class nnUNetTrainerCAML_paper(nnUNetTrainerCAML):
@@ -142,3 +157,10 @@ class nnUNetTrainerCAML_sharedEncoder(nnUNetTrainerCAML):
     """One shared encoder and two decoders: less memory and time than two networks."""
 
     share_encoder = True
+
+
+class nnUNetTrainerCAML_sharedEncoder_lessMemory(nnUNetTrainerCAML):
+    """Both ways to less memory."""
+
+    share_encoder = True
+    activation_checkpointing = True

@@ -1,5 +1,6 @@
 """The lower bound of a step's memory."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet_caml import footprint
+from nnunet_caml import footprint, variants
 from nnunet_caml.networks import unwrap
 
 GIB = 2**30
@@ -93,7 +94,9 @@ def test_ways_out_are_not_what_the_trainer_does_already(make_trainer: Any):
     trainer.initialize()
     ways = footprint.ways_out(trainer)
     assert ways.index("activation_checkpointing = True") < ways.index("sharedEncoder") < ways.index("-gpu_memory_target")
-    assert "unlabeled_per_labeled = 0.5; -tr" in ways
+    assert "unlabeled_per_labeled = 0.5); -tr" in ways
+    for name in re.findall(r"-tr (\w+)", ways):
+        assert hasattr(variants, name)
     trainer.unlabeled_per_labeled = 0.5
     assert "unlabeled_per_labeled" not in footprint.ways_out(trainer)
     trainer.activation_checkpointing, trainer.share_encoder, trainer.unlabeled_per_labeled = True, True, 2

@@ -107,22 +107,28 @@ def test_length_of_short_variants(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "shared", "attention", "occ"),
+    ("name", "shared", "attention", "occ", "unlabeled", "recomputed"),
     [
-        ("nnUNetTrainerCAML", False, True, True),
-        ("nnUNetTrainerCAML_sharedEncoder", True, True, True),
-        ("nnUNetTrainerCAML_noCMA", False, False, True),
-        ("nnUNetTrainerCAML_noOCC", False, True, False),
-        ("nnUNetTrainerCAML_noCMA_noOCC", False, False, False),
+        ("nnUNetTrainerCAML", False, True, True, 2, False),
+        ("nnUNetTrainerCAML_sharedEncoder", True, True, True, 2, False),
+        ("nnUNetTrainerCAML_noCMA", False, False, True, 2, False),
+        ("nnUNetTrainerCAML_noOCC", False, True, False, 2, False),
+        ("nnUNetTrainerCAML_noCMA_noOCC", False, False, False, 2, False),
+        ("nnUNetTrainerCAML_halfUnlabeled", False, True, True, 1, False),
+        ("nnUNetTrainerCAML_lessMemory", False, True, True, 2, True),
+        ("nnUNetTrainerCAML_sharedEncoder_lessMemory", True, True, True, 2, True),
     ],
 )
-def test_parts_of_variants(make_trainer, name, shared, attention, occ):
+def test_parts_of_variants(make_trainer, name, shared, attention, occ, unlabeled, recomputed):
     trainer = make_trainer(name)
     trainer.initialize()
     auxiliary = unwrap(trainer.caml.auxiliary)
     assert isinstance(auxiliary, SharedEncoderAuxiliary) == shared
     assert any(isinstance(m, CrossSampleMutualAttention) for m in auxiliary.modules()) == attention
     assert (trainer.lambda_o > 0) == occ
+    assert trainer.unlabeled_per_batch(2) == unlabeled
+    for network in (unwrap(trainer.network), auxiliary):
+        assert all(("forward" in vars(stage)) == recomputed for stage in network.get_submodule("decoder.stages"))
 
 
 def test_a_network_built_with_the_older_signature(make_trainer, monkeypatch):
