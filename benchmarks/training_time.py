@@ -61,7 +61,7 @@ def points(folders: list[str], labeled: int, subsets: list[int] | None = None) -
         StudyError: As :func:`learning_curves.panel`, the folders are not comparable, or there is nothing to draw.
     """
     folders = list(dict.fromkeys(folders))
-    _check_comparable(folders)
+    check_comparable(folders)
     names = [*(name for name, _ in CURVES.values()), ALL_LABELS]
     found: dict[str, dict[float, list[float]]] = {name: defaultdict(list) for name in names}
     trained: dict[tuple, str] = {}  # where each training is from
@@ -87,8 +87,8 @@ def points(folders: list[str], labeled: int, subsets: list[int] | None = None) -
     return {name: {t: r for t, r in times.items() if len(r) == whole[name]} for name, times in found.items() if times}
 
 
-def _check_comparable(folders: list[str]) -> None:
-    """Nothing but the arms and the length of their trainings may differ.
+def check_comparable(folders: list[str]) -> None:
+    """Nothing but the arms and the length of their trainings may differ between folders.
 
     Raises:
         StudyError: Something else does.
@@ -97,7 +97,7 @@ def _check_comparable(folders: list[str]) -> None:
     for other in others:
         for what, value in _conditions(other).items():
             if value != _conditions(first)[what]:
-                raise StudyError(f"{first} and {other} cannot be drawn together: their {what}; name folders of one kind.")
+                raise StudyError(f"{first} and {other} cannot be compared: their {what}; name folders of one kind.")
 
 
 def _conditions(folder: str) -> dict[str, object]:

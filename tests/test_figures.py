@@ -221,7 +221,7 @@ def test_what_is_not_comparable_is_not_averaged(tmp_path: Path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("change", "cases", "words"),
     [
-        ({"configuration": {"name": "2d"}}, 2, "one and two cannot be drawn together: their configurations differ"),
+        ({"configuration": {"name": "2d"}}, 2, "one and two cannot be compared: their configurations differ"),
         ({"data": {**WORDS["data"], "development": 3}}, 2, "their data differ"),
         ({"test_time_augmentation": False}, 2, "mirrored or not"),
         ({"iterations": 2000}, 3, r"two \(plain\) has other cases than one \(plain\)"),
