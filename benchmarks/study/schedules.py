@@ -136,7 +136,7 @@ class Scheduled:
         folder = Path(self.output_folder)  # type: ignore[attr-defined]
         if self.study_keeps_auxiliary:
             save_auxiliary(self, folder)
-        cost[MADE_WITH] = made_with(self.device)  # type: ignore[attr-defined]
+        cost[MADE_WITH] = self._made_with
         # last, because with this file a run counts as trained
         replace_text(folder / COST, json.dumps(cost) + "\n")
 
@@ -146,6 +146,7 @@ class Scheduled:
             self._seed(1000 * epoch + self.study_seed)
         super().on_train_start()  # type: ignore[misc]
         self._first_epoch = self.current_epoch  # type: ignore[attr-defined]
+        self._made_with = made_with(self.device)  # type: ignore[attr-defined]  # hours later the repository may be another one
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Left out: with fold ``all`` it would segment the training cases."""
