@@ -128,10 +128,15 @@ def describe(needed: LowerBound, available: int | None, way_out: str) -> str:
         way_out: From :func:`ways_out`.
     """
     total = sum(needed)
-    text = f"A training step of both networks needs at least {total / 2**30:.1f} GiB"
+    text = f"A training step of both networks needs at least {_gib(total)}"
     if available is None:
         return f"{text}."
-    text = f"{text}, and this device has {available / 2**30:.1f} GiB"
+    text = f"{text}, and this device has {_gib(available)}"
     if total <= available:
         return f"{text}."
     return f"WARNING: {text}: it will most likely run out of memory. {way_out}"
+
+
+def _gib(size: int) -> str:
+    value = size / 2**30
+    return f"{value:.1f} GiB" if value >= 1 else f"{value:.2g} GiB"

@@ -87,6 +87,8 @@ def test_warning_names_need_device_and_ways_out():
     assert warning.startswith("WARNING")
     assert "at least 31.0 GiB, and this device has 24.0 GiB" in warning
     assert warning.endswith("This is how.")
+    small = footprint.describe(footprint.LowerBound(GIB // 100, GIB // 40), GIB // 2, "")
+    assert small.endswith("at least 0.035 GiB, and this device has 0.5 GiB.")
 
 
 def test_ways_out_are_not_what_the_trainer_does_already(make_trainer: Any):
