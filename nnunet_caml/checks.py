@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from tqdm import tqdm
 
-from nnunet_caml.states import STATE_FOLDER, CaseState, file_digest, voxel_digest, voxel_files
+from nnunet_caml.conversion.headers import voxel_files
+from nnunet_caml.states import STATE_FOLDER, CaseState, file_digest, voxel_digest
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
 
@@ -192,25 +194,27 @@ def other_orientations(labeled: nnUNetBaseDataset, folder: Path, unlabeled: Iter
 
 
 def same_files(dataset: UnlabeledDataset, unlabeled: Iterable[str], files: Iterable[Path]) -> dict[str, str]:
-    """Unlabelled cases one of whose raw files is, byte by byte, one of other images, and its name there.
+    """Unlabelled cases one of whose raw images has, byte by byte, the voxels of one of other images, and its name there.
 
     Args:
         dataset: Whose recorded digests are used, so that of the other images only those of the same size are read.
         unlabeled: Identifiers of preprocessed unlabelled cases.
         files: The other images; those that are not there are passed by.
     """
-    by_size = defaultdict(list)
+    digest_of = cache(file_digest)
+    by_sizes = defaultdict(list)
     for file in files:
-        for part in voxel_files(file) or [file]:  # a header may be that of many images
-            if part.is_file():
-                by_size[part.stat().st_size].append(part)
+        parts = voxel_files(file) or [file]  # a header may be that of many images
+        if all(part.is_file() for part in parts):
+            by_sizes[frozenset(part.stat().st_size for part in parts)].append((file, parts))
     found = {}
-    for case in unlabeled if by_size else ():
+    for case in unlabeled if by_sizes else ():
         state = CaseState.read(dataset.state_file(case))
-        for size, _, digest in state.sources.values() if state else ():
-            for file in by_size.get(size, ()):
-                if file_digest(file) == digest:
-                    found[case] = file.name
+        sources = {(size, digest) for size, _, digest in state.sources.values()} if state else set()
+        sizes = {size for size, _ in sources}
+        for file, parts in (image for needed, images in by_sizes.items() if needed <= sizes for image in images):
+            if all((part.stat().st_size, digest_of(part)) in sources for part in parts):
+                found[case] = file.name
     return found
 
 

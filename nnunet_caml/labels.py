@@ -80,7 +80,8 @@ class LabelSpace:
         if self.regions:
             return logits.abs().amin(1)
         largest, predicted = logits.max(1, keepdim=True)
-        return -(logits - largest).exp_().scatter_(1, predicted, 0.0).sum(1).log_()
+        others = logits.scatter(1, predicted, -torch.inf)
+        return largest[:, 0] - others.logsumexp(1)  # finite, however far ahead a class is
 
     @torch.no_grad()
     def target(self, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ def rehearse(trainer: Any) -> None:
     device, optimizers = trainer.device, (trainer.optimizer, trainer.auxiliary_optimizer)
     modules = (unwrap(trainer.network), trainer.caml)
     buffers = [buffer for module in modules for buffer in module.buffers()]
-    before, random = [buffer.clone() for buffer in buffers], get_rng_state()
+    before, random = [buffer.to("cpu", copy=True) for buffer in buffers], get_rng_state()  # no second memory on the device
     trainer.network.train()
     trainer.caml.train()
     labeled, unlabeled = trainer.batch_size, trainer.unlabeled_per_batch(trainer.batch_size)

@@ -16,6 +16,8 @@ from uuid import uuid4
 
 import numpy as np
 
+from nnunet_caml.conversion.headers import voxel_files
+
 __all__ = [
     "STATE_FOLDER",
     "CaseState",
@@ -24,14 +26,11 @@ __all__ = [
     "renewed_sources",
     "source_files",
     "voxel_digest",
-    "voxel_files",
 ]
 
 STATE_FOLDER = ".state"
 #: what nnU-Net's reader of 3-D TIFF looks for beside a case's images: CASE.json with the spacing
 SIDECAR = ".json"
-#: of a header, what ends the name of the file with its voxels
-VOXELS = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz"), ".hdr": (".img",)}
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,8 @@ def source_files(files: Sequence[Path]) -> list[Path]:
     """Raw files of a case: its images, their voxels where these are apart, and the file with their spacing if there is one."""
     name, is_tiff = re.subn(r"_\d{4}\.tiff?$", SIDECAR, files[0].name, flags=re.IGNORECASE)
     sidecar = files[0].with_name(name)
-    voxels = [file for image in files for file in voxel_files(image)]
+    voxels = [file for image in files for file in voxel_files(image) if file.is_file()]
     return [*files, *voxels, sidecar] if is_tiff and sidecar.is_file() else [*files, *voxels]
-
-
-def voxel_files(image: Path) -> list[Path]:
-    """Files beside a header that hold its voxels; none for an image that is one file."""
-    beside = [image.with_suffix(ending) for ending in VOXELS.get(image.suffix.lower(), ())]
-    return [file for file in beside if file.is_file()]
 
 
 def read_sources(files: Sequence[Path]) -> dict[str, list]:

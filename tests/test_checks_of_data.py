@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle, write_pickle
 from conftest import Workspace, blobs, write_image
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -15,7 +17,7 @@ from nnunet_caml import checks
 from nnunet_caml.checks import labeled_content, of_other_spacing, orientation, other_orientations, raw_images, same_files
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.states import CaseState
-from nnunet_caml.unlabeled import UnlabeledDataset
+from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
 
 
 def test_digests_are_not_kept_longer_than_the_voxels(workspace: Workspace):
@@ -51,10 +53,64 @@ def test_voxels_beside_a_header(workspace: Workspace):
     d = dataset(workspace)
     assert preprocess(d, 1) == 6
     assert same_files(d, ["mine"], [workspace.raw / "other/image.mhd"]) == {}
-    assert same_files(d, ["mine"], [workspace.raw / "copy/image.mhd"]) == {"mine": "image.raw"}
+    assert same_files(d, ["mine"], [workspace.raw / "copy/image.mhd"]) == {"mine": "image.mhd"}
     assert preprocess(d, 1) == 0
     shutil.copy(workspace.raw / "other/image.raw", workspace.raw / "mine/image.raw")
     assert preprocess(d, 1) == 1
+
+
+SLICES = len(blobs(0)[0])
+NAMED = {
+    "another name": "voxels.raw",
+    "a list": "LIST\n" + "\n".join(f"s{i}.raw" for i in range(SLICES)),
+    "a pattern": f"s%d.raw 0 {SLICES - 1} 1",
+}
+
+
+def write_detached(array: np.ndarray, folder: Path, kind: str, named: str) -> None:
+    """A header ``image.mhd`` or ``image.nhdr``, and ``voxels.raw`` or one for each slice, of which the first says nothing."""
+    folder.mkdir()
+    array[0] = 7
+    array.tofile(folder / "voxels.raw")
+    for i, voxels in enumerate(array):
+        voxels.tofile(folder / f"s{i}.raw")
+    size = " ".join(map(str, array.shape[::-1]))
+    if kind == "mhd":
+        text = (
+            f"ObjectType = Image\nNDims = 3\nDimSize = {size}\nElementSpacing = 1 1 1.5\nElementType = MET_SHORT\n"
+            f"ElementByteOrderMSB = False\nElementDataFile = {named}\n"
+        )
+    else:
+        text = (
+            f"NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: {size}\nencoding: raw\n"
+            f"space directions: (1,0,0) (0,1,0) (0,0,1.5)\nendian: little\nkinds: domain domain domain\ndata file: {named}\n"
+        )
+    (folder / f"image.{kind}").write_text(text, encoding="ascii")
+
+
+@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize("format_", ["mhd", "nhdr"])
+def test_voxels_in_files_that_the_header_names(workspace: Workspace, kind: str, format_: str):
+    """Images in a folder each, whose headers are alike, and whose first slices too."""
+    for name, seed in (("mine", 0), ("other", 1), ("copy", 0)):
+        write_detached(blobs(seed)[0], workspace.raw / name, format_, NAMED[kind])
+    description = workspace.raw / "dataset.json"
+    entry = {"mine": {"images": [f"mine/image.{format_}"]}}
+    content = {**json.loads(description.read_text(encoding="utf-8")), "unlabeled": entry}
+    description.write_text(json.dumps(content), encoding="utf-8")
+    d = dataset(workspace)
+    assert preprocess(d, 1) == 6
+    voxels = np.asarray(nnUNetDatasetBlosc2(str(d.folder), ["mine"]).load_case("mine")[0])[0]
+    assert np.corrcoef(voxels[1:].ravel(), blobs(0)[0][1:].ravel())[0, 1] > 0.999
+    assert same_files(d, ["mine"], [workspace.raw / f"other/image.{format_}"]) == {}
+    assert same_files(d, ["mine"], [workspace.raw / f"copy/image.{format_}"]) == {"mine": f"image.{format_}"}
+    assert preprocess(d, 1) == 0
+    (changed,) = (workspace.raw / "other").glob("voxels.raw" if kind == "another name" else f"s{SLICES - 1}.raw")
+    shutil.copy(changed, workspace.raw / "mine" / changed.name)
+    assert preprocess(d, 1) == 1
+    (workspace.raw / "mine" / changed.name).unlink()
+    with pytest.raises(UnlabeledDataError, match=rf"needs the file {changed.name} beside it"):
+        preprocess(d, 1)
 
 
 def test_which_raw_images_are_listed(workspace: Workspace, monkeypatch):

@@ -15,8 +15,9 @@ from conftest import Workspace, blobs, write_image
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from test_unlabeled import dataset
 
-from nnunet_caml import preprocessing, states
-from nnunet_caml.preprocessing import check_images, host, needs_work, preprocess, preprocess_case
+from nnunet_caml import images, preprocessing, states
+from nnunet_caml.images import check_images
+from nnunet_caml.preprocessing import host, needs_work, preprocess, preprocess_case
 from nnunet_caml.states import CaseState, read_sources, renewed_sources, source_files, voxel_digest
 from nnunet_caml.unlabeled import NORMALIZED_BY_IMAGE, UnlabeledDataError, UnlabeledDataset, number_of_channels
 
@@ -71,20 +72,38 @@ def test_raw_images_without_a_description(workspace: Workspace):
     assert len(dataset(workspace).raw_cases()) == 5
 
 
-def two_channels(workspace: Workspace) -> tuple[UnlabeledDataset, list[Path]]:
-    plans = load_json(str(workspace.preprocessed / "nnUNetPlans.json"))
+def two_channels(workspace: Workspace, reader: str = "SimpleITKIO", copied: bool = True) -> tuple[UnlabeledDataset, list[Path]]:
+    plans = load_json(str(workspace.preprocessed / "nnUNetPlans.json")) | {"image_reader_writer": reader}
     plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["ZScoreNormalization"] * 2
     files = [workspace.raw / f"imagesUn/un_0_000{channel}.nii.gz" for channel in range(2)]
-    shutil.copy(*files)
+    if copied:
+        shutil.copy(*files)
     return UnlabeledDataset.create(PlansManager(plans), "3d_tiny", {}), files
 
 
-def test_origins_that_differ_by_rounding(workspace: Workspace):
-    d, files = two_channels(workspace)
-    moved = sitk.ReadImage(str(files[1]))
-    moved.SetOrigin((1e-5, 0, 0))
-    sitk.WriteImage(moved, str(files[1]))
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
+def test_origins_that_differ_by_rounding(workspace: Workspace, reader: str):
+    """Of no more than a hundredth of a voxel nothing comes, and nnU-Net takes it with labelled cases, with a warning."""
+    d, files = two_channels(workspace, reader)
+    for distance in (0.009, 0.011):
+        moved = sitk.ReadImage(str(files[0]))
+        moved.SetOrigin((distance, 0, 0))
+        sitk.WriteImage(moved, str(files[1]))
+        if distance > 0.01:
+            with pytest.raises(UnlabeledDataError, match=r"do not lie in the same place: .* up to 0\.011 voxels apart"):
+                check_images("un_0", files, d)
+        else:
+            check_images("un_0", files, d)
+
+
+def test_channels_that_the_reader_turns_to_one_grid(workspace: Workspace):
+    """Stored in different orientations, read in one."""
+    d, files = two_channels(workspace, "NibabelIOWithReorient")
+    image = sitk.ReadImage(str(files[0]))
+    sitk.WriteImage(sitk.Flip(image, [True, True, False]), str(files[1]))  # the voxels stay where they are
     check_images("un_0", files, d)
+    with pytest.raises(UnlabeledDataError, match="do not lie in the same place"):
+        check_images("un_0", files, two_channels(workspace, "NibabelIO", copied=False)[0])
 
 
 @pytest.mark.parametrize("before", [None, "3"])
@@ -180,7 +199,7 @@ def test_a_changed_image_that_may_not_be_read_is_named(workspace: Workspace, mon
 
         return read
 
-    for module, name in ((states, "file_digest"), (preprocessing, "damage")):
+    for module, name in ((states, "file_digest"), (images, "damage")):
         monkeypatch.setattr(module, name, refusing(getattr(module, name)))
     with pytest.raises(ValueError, match=r"1 of 5 .*\n.*un_2_0000.nii.gz of unlabelled case un_2 cannot be opened"):
         preprocess(dataset(workspace), 1)

@@ -348,7 +348,8 @@ def test_channels_on_different_grids(workspace: Workspace):
     assert "3 of 5 unlabelled cases" in text
     assert "The channels of unlabelled case un_1 differ in geometry" in text
     assert "The channels of unlabelled case un_2 differ in geometry" in text
-    assert "The channels of unlabelled case un_3 differ in their origin" in text
+    assert "The channels of unlabelled case un_3 do not lie in the same place" in text
+    assert "up to 5 voxels apart" in text
     assert dataset(workspace).done_cases() == ["un_0", "un_4"]
 
 

@@ -9,10 +9,13 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+
+from nnunet_caml.conversion.headers import header_fields, voxel_files
 
 CHUNK = 1 << 20  # bytes
 NIFTI_FLOATS = {16: "f4", 64: "f8"}  # NIfTI's codes
@@ -34,8 +37,8 @@ def damage(path: Path) -> str | None:
         with path.open("rb") as file:
             if name.endswith((".nii", ".nii.gz")):
                 return _nifti_damage(file)
-            if name.endswith(".nrrd"):
-                return _nrrd_damage(file)
+            if name.endswith((".nrrd", ".nhdr")):
+                return _nrrd_damage(file, path)
             if name.endswith((".mha", ".mhd")):
                 return _meta_damage(file, path)
             if name.endswith(".gipl"):
@@ -124,39 +127,41 @@ def _gunzip_damage(file: BinaryIO) -> str | None:
     return None
 
 
-def _header_lines(file: BinaryIO, separator_of_fields: str) -> dict[str, str]:
-    """``key: value`` or ``key = value`` lines up to an empty line or, for MetaImage, the name of the data file."""
-    fields = {}
-    for _ in range(1000):
-        line = file.readline(10_000).decode("latin-1").strip()
-        key, separator, value = line.partition(separator_of_fields)
-        if separator:
-            fields[key.strip().lower()] = value.strip()
-        if not line or key.strip().lower() == "elementdatafile":
-            break
-    return fields
-
-
-def _nrrd_damage(file: BinaryIO) -> str | None:
-    fields = _header_lines(file, ":")
-    if fields.get("encoding", "").lower() in ("gz", "gzip") and "data file" not in fields and "datafile" not in fields:
-        return _gunzip_damage(file)
-    return None  # the reader itself complains of missing raw data
+def _nrrd_damage(file: BinaryIO, path: Path) -> str | None:
+    fields = header_fields(file, ":", ("data file", "datafile"))
+    apart = voxel_files(path)
+    if missing := _missing(apart, path):
+        return missing
+    if fields.get("encoding", "").lower() not in ("gz", "gzip"):
+        return None  # the reader itself complains of missing raw data
+    return _each(apart, _gunzip_damage) if apart else _gunzip_damage(file)
 
 
 def _meta_damage(file: BinaryIO, path: Path) -> str | None:
-    fields = _header_lines(file, "=")
-    data = fields.get("elementdatafile", "")
-    if not data:
+    fields = header_fields(file, "=", ("elementdatafile",))
+    if not fields.get("elementdatafile"):
         return "has no valid header"
-    if data.upper() == "LOCAL":
-        return _zlib_damage(file) if fields.get("compresseddata", "").lower() == "true" else None
-    if not (path.parent / data).is_file():
-        return f"needs the file {data} beside it"
-    if fields.get("compresseddata", "").lower() == "true":
-        with (path.parent / data).open("rb") as raw:
-            return _zlib_damage(raw)
-    return None  # the reader itself complains of missing raw data
+    apart = voxel_files(path)
+    if missing := _missing(apart, path):
+        return missing
+    if fields.get("compresseddata", "").lower() != "true":
+        return None  # the reader itself complains of missing raw data
+    return _each(apart, _zlib_damage) if apart else _zlib_damage(file)
+
+
+def _missing(apart: Sequence[Path], header: Path) -> str | None:
+    for part in apart:
+        if not part.is_file():
+            return f"needs the file {part.name} beside it" if part.parent == header.parent else f"needs the file {part}"
+    return None
+
+
+def _each(apart: Sequence[Path], damage_of: Callable[[BinaryIO], str | None]) -> str | None:
+    for part in apart:
+        with part.open("rb") as file:
+            if reason := damage_of(file):
+                return reason
+    return None
 
 
 def _zlib_damage(file: BinaryIO) -> str | None:

@@ -193,9 +193,20 @@ def voxels_apart(first: sitk.Image | sitk.ImageFileReader, second: sitk.Image) -
 
 def _corners(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
     """Positions of the outer corners in mm, ``(2 ** dimensions, dimensions)``."""
-    ranges = [(-0.5, size - 0.5) for size in image.GetSize()]
-    along_axes = np.array(list(itertools.product(*ranges))) * image.GetSpacing()
-    return np.asarray(image.GetOrigin()) + along_axes @ np.reshape(image.GetDirection(), (len(ranges), -1)).T
+    turned = np.reshape(image.GetDirection(), (len(image.GetSize()), -1))
+    return corners(image.GetSize(), turned * image.GetSpacing(), image.GetOrigin())
+
+
+def corners(size: Sequence[int], matrix: np.ndarray, origin: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Positions of the outer corners of a grid in mm, ``(2 ** dimensions, dimensions)``.
+
+    Args:
+        size: In voxels, of each axis.
+        matrix: ``(dimensions, axes)``, in mm a voxel; the columns are the axes.
+        origin: Of the first voxel's centre, in mm.
+    """
+    ends = [(-0.5, voxels - 0.5) for voxels in size]
+    return np.asarray(origin) + np.array(list(itertools.product(*ends))) @ matrix.T
 
 
 def same_geometry(first: sitk.Image | sitk.ImageFileReader, second: sitk.Image) -> bool:
