@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import write_image
 from conversion_helpers import dataset_json, run, run_as_user, sentence, split_of, verify, voxels
 from conversion_sources import raw_data_set
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, plan_experiment_dataset
 
 from nnunet_caml.conversion import summary
 
@@ -62,6 +64,47 @@ def test_few_labelled_cases_are_trained_on_all_of_them(tmp_path, raw, capsys, mo
     monkeypatch.setattr(summary, "FEW", few)
     run("hide_labels.py", raw_data_set(tmp_path / "Dataset050_Mine"), "--dataset-id", 51, "--labeled", 3)
     assert f"nnUNetv2_train 51 3d_fullres {fold} -tr nnUNetTrainerCAML" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ending", "shape", "spacing"),
+    [
+        (".png", (40, 36), (1, 1)),
+        (".nii.gz", (1, 40, 36), (1, 1, 5)),
+        (".nii.gz", (40, 36, 1), (5, 1, 1)),
+        (".nii.gz", (12, 40, 36), (1, 1, 5)),
+    ],
+)
+def test_what_comes_next_is_what_nnunet_plans(tmp_path, raw, capsys, monkeypatch, ending, shape, spacing):
+    """``2d`` of images that have no third axis, or one slice."""
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    rng = np.random.default_rng(0)
+    for path in list(source.rglob("*.nii.gz")):
+        path.unlink()
+        values = rng.integers(0, 4 if "labels" in path.parent.name else 200, shape).astype(np.uint8)
+        write_image(values, path.with_name(path.name.replace(".nii.gz", ending)), spacing)
+    description = (source / "dataset.json").read_text(encoding="utf-8").replace(".nii.gz", ending)
+    (source / "dataset.json").write_text(description, encoding="utf-8")
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 3)
+    said = capsys.readouterr().out
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    extract_fingerprint_dataset(51, num_processes=1)
+    plan_experiment_dataset(51)
+    (file,) = (tmp_path / "preprocessed").rglob("nnUNetPlans.json")
+    planned = json.loads(file.read_text(encoding="utf-8"))["configurations"]
+    configuration = "3d_fullres" if "3d_fullres" in planned else "2d"
+    assert configuration == ("3d_fullres" if 12 in shape else "2d")
+    assert f"nnUNetv2_plan_and_preprocess -d 51 -c {configuration} " in said
+    assert f"nnUNetv2_train 51 {configuration} all" in said
+
+
+def test_test_cases_without_a_label_are_counted(tmp_path, raw, capsys):
+    source = raw_data_set(tmp_path / "Dataset050_Mine")
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 2)
+    assert "Test cases without a label: 1 of 2, such as t1. nnUNetv2_evaluate_folder wants" in capsys.readouterr().out
+    (source / "labelsTs" / "t0.nii.gz").unlink()
+    run("hide_labels.py", source, "--dataset-id", 52, "--labeled", 2)
+    assert "nnUNetv2_evaluate_folder" not in capsys.readouterr().out
 
 
 def test_name_of_a_folder_that_cannot_name_a_data_set(tmp_path, raw):

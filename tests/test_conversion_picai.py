@@ -133,6 +133,21 @@ def test_picai_draws_patients(tmp_path, raw, seed):
     assert sum(map(len, patients.values())) == 4
 
 
+def test_picai_leaves_out_what_a_test_patient_has_without_a_label(tmp_path, raw, capsys):
+    """nnU-Net's evaluation ends with an error where a prediction has no label."""
+    source = picai(tmp_path / "images", labels=2)  # of patient 10001 the first of two studies
+    labelled = tmp_path / "labelled.txt"
+    labelled.write_text("10000_1000000\n", encoding="utf-8")
+    run("picai.py", source, "--dataset-id", 7, "--labeled-cases", labelled, "--test", 1)
+    target = raw / "Dataset007_PICAI"
+    split = split_of(target)
+    assert split["test"] == ["10001_1000001"]
+    assert split["unlabeled"] == ["10002_1000003", "10003_1000004"]
+    assert split["left_out"] == ["10001_1000002"]
+    assert not list(target.rglob("10001_1000002*"))
+    assert "left out 10001_1000002: it has no label, and its patient is held out for testing" in capsys.readouterr().out
+
+
 def test_picai_in_other_folders(tmp_path, raw):
     source = picai(tmp_path / "source")
     (source / "fold0").mkdir()

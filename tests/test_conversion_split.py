@@ -50,6 +50,9 @@ def test_patients_are_never_divided(seed):
         assert len(roles) <= 1
     tested = {name[0] for name in split.test}
     assert len(tested) == 1
+    # no label to compare a prediction with
+    assert split.left_out == tuple(name for name in ("b3", "d2") if name[0] in tested)
+    assert not set(split.left_out) & {*split.test, *split.labeled, *split.unlabeled}
     assert not tested & {name[0] for name in split.labeled + split.unlabeled}  # not even without their label
     assert len({name[0] for name in split.labeled}) == 2
     more = draw_split(cases, 3, test=1, seed=seed)

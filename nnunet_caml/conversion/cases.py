@@ -109,12 +109,17 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """Identifiers of the cases of each kind, sorted; ``seed`` is ``None`` where nothing was drawn at random."""
+    """Identifiers of the cases of each kind, sorted; ``seed`` is ``None`` where nothing was drawn at random.
+
+    Attributes:
+        left_out: Cases without a label of patients that are tested: no figure comes of them, and no network may see them.
+    """
 
     labeled: tuple[str, ...]
     unlabeled: tuple[str, ...]
     test: tuple[str, ...]
     seed: int | None = None
+    left_out: tuple[str, ...] = ()
 
     def role(self, identifier: str) -> str:
         """``"labeled"``, ``"unlabeled"`` or ``"test"``."""
@@ -135,7 +140,8 @@ def draw_split(
     All candidates are shuffled once; the first ``test`` of them are held out and the next ``labeled`` keep their label.
     So the test cases do not depend on ``labeled``, and with the same seed fewer labels are a subset of more. The order
     depends on the seed and the set of identifiers only, on any machine. Where cases name their patient, patients are
-    drawn and counted. Whatever else there is of a test patient becomes a test case, too, lest the network see it.
+    drawn and counted. Whatever else there is of a test patient becomes a test case, too, lest the network see it, or is left
+    out if it has no label, because nnU-Net's evaluation ends where a prediction has none.
 
     Args:
         cases: All cases found.
@@ -192,12 +198,15 @@ def draw_split(
     everything_kept = labeled_cases is None and len(kept) == len(rest)
     by_lot = not ordered and (test > 0 or (labeled_cases is None and not everything_kept))
     labeled_ones = {identifier for unit in kept for identifier in units[unit]}
-    test_ones = {case.identifier for case in cases if case.unit in tested}
+    of_tested = [case for case in cases if case.unit in tested]
+    test_ones = {case.identifier for case in of_tested if case.test or case.label is not None}
+    left_out = {case.identifier for case in of_tested} - test_ones
     return Split(
         labeled=tuple(sorted(labeled_ones)),
-        unlabeled=tuple(sorted(known - labeled_ones - test_ones)),
+        unlabeled=tuple(sorted(known - labeled_ones - test_ones - left_out)),
         test=tuple(sorted(test_ones)),
         seed=seed if by_lot else None,
+        left_out=tuple(sorted(left_out)),
     )
 
 

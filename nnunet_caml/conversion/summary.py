@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_caml.conversion.cases import Dataset
@@ -71,6 +72,13 @@ class Summary:
             lines.append(f"  {name}: {voxels[value]} voxels, {share:.2%}, in {cases} labelled cases")
         for identifier, reason in self.left_out.items():
             lines.append(f"  left out {identifier}: {reason}")
+        tests = [report for report in self.reports if report.role == "test"]
+        without = [report.identifier for report in tests if not report.voxels]
+        if 0 < len(without) < len(tests):
+            lines.append(
+                f"Test cases without a label: {len(without)} of {len(tests)}, such as {min(without)}. "
+                "nnUNetv2_evaluate_folder wants predictions of the others alone."
+            )
         number = int(self.folder.name[len("Dataset") :].split("_")[0])
         # folds 0 to 4 hold a fifth back, of few cases too many to lose and too few to validate on
         fold = "all" if len(labelled) < FEW or self.grouped else 0
@@ -80,14 +88,24 @@ class Summary:
         clean = " --clean" if before and before.is_dir() else ""
         if before and (before / "splits_final.json").is_file():
             lines.append(f"An earlier split is there: remove {before / 'splits_final.json'} for folds of these cases.")
+        configuration = "2d" if _flat(labelled) else "3d_fullres"
         return "\n".join(
             [
                 *lines,
                 "Next:",
-                f"  nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres --verify_dataset_integrity{clean}",
-                f"  nnUNetv2_train {number} 3d_fullres {fold}{trainer}",
+                f"  nnUNetv2_plan_and_preprocess -d {number} -c {configuration} --verify_dataset_integrity{clean}",
+                f"  nnUNetv2_train {number} {configuration} {fold}{trainer}",
             ]
         )
+
+
+def _flat(labelled: Sequence[Report]) -> bool:
+    """Whether nnU-Net plans nothing but ``2d``: images of two axes, or most with a single slice along that of the widest."""
+    if any(len(report.shape) < 3 for report in labelled):
+        return True
+    shape = np.median([report.shape[::-1] for report in labelled], axis=0)
+    spacing = np.median([report.spacing_mm[::-1] for report in labelled], axis=0)
+    return bool(shape[np.argmax(spacing)] == 1)
 
 
 def _range(vectors: Sequence[Sequence[float]]) -> str:

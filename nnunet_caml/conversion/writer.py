@@ -72,6 +72,7 @@ def convert(
         raise ConversionError(f"{target} would replace its own source: use another --dataset-id or --name.")
     if link:
         _check_links(target, cases)
+    cases = [case for case in cases if case.identifier not in split.left_out]
     ending = _common_ending(dataset, cases, split) if link else dataset.file_ending
     dataset = replace(dataset, file_ending=ending)
     with _whole_or_not_at_all(raw, dataset_id, dataset.name, overwrite) as folder:
@@ -80,6 +81,7 @@ def convert(
         left = {role: sorted(report.identifier for report in reports if report.role == role) for role in FOLDERS}
         if not left["labeled"]:
             raise ConversionError("No labelled case is left: " + " ".join(dict.fromkeys(left_out.values())))
+        left_out |= dict.fromkeys(split.left_out, "it has no label, and its patient is held out for testing")
         in_place = {report.identifier: list(report.in_place) for report in reports if report.in_place}
         write_json(folder / "dataset.json", _dataset_json(dataset, len(left["labeled"]), in_place))
         patients = {case.identifier: case.patient for case in cases if case.patient}
