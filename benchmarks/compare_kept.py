@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from learning_curves import panel
+from learning_curves import panel, study_of
 from study.description import StudyError
 from study.report import over_runs, paired
 from training_time import check_comparable
@@ -37,12 +37,14 @@ def compare(first: tuple[str, str], second: tuple[str, str], labeled: int) -> st
     if set(cases[0]) != set(cases[1]):
         raise StudyError(f"{first[1]} and {second[1]} were measured on different cases.")
     gains = np.asarray([value - cases[1][case] for case, value in cases[0].items()])
-    subsets = ", ".join(str(subset) for subset in sorted({a[2] for a, _ in pairs} | {b[2] for _, b in pairs}))
+    # a training with all labels has no subset
+    of_subsets = sorted({key[2] for pair in pairs for key in pair if key[1] is not None})
+    subsets = f", subsets {', '.join(map(str, of_subsets))}" if of_subsets else ""
     means = [f"{np.nanmean(list(of_arm.values())):.3f}" for of_arm in cases]
     return "\n".join(
         [
             *(f"{mean}  {arm} ({folder})" for mean, (folder, arm) in zip(means, (first, second), strict=True)),
-            f"{labeled} labelled cases, subsets {subsets}: {(gains > 0).sum()} of {len(gains)} cases are better with the "
+            f"{labeled} labelled cases{subsets}: {(gains > 0).sum()} of {len(gains)} cases are better with the "
             f"first, the median by {np.nanmedian(gains):+.4f}; p = {paired(*cases)} (Wilcoxon signed rank test over cases)",
         ]
     )
@@ -50,6 +52,9 @@ def compare(first: tuple[str, str], second: tuple[str, str], labeled: int) -> st
 
 def _runs(folder: str, arm: str, labeled: int) -> dict:
     """Dice by run and case, of an arm with so many labels, or with all."""
+    arms = [known.name for known in study_of(folder)[0].arms]
+    if arm not in arms:
+        raise StudyError(f"the study of {folder} has no arm {arm!r}; there are {', '.join(arms)}.")
     found = {key: cases for key, cases in panel(folder, [arm]).items() if key[1] in (labeled, None)}
     if not found:
         raise StudyError(f"{folder} has no figures of {arm} with {labeled} labelled cases.")

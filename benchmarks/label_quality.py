@@ -10,10 +10,13 @@ import os
 import sys
 from collections import defaultdict
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,23 +46,45 @@ def load(folder: Path) -> nnUNetPredictor:
     return predictor
 
 
-def unlabeled_patches(study: Study, work: Workspace, run: Run, predictor: nnUNetPredictor) -> nnUNetDataLoader:
-    """Patches of the run's unlabelled cases, with their true labels, larger than the network's by the augmentation's margin.
+@dataclass(frozen=True)
+class Patches:
+    """Training patches with their true labels, and what happens to them.
+
+    Attributes:
+        loader: Loads them as large as nnU-Net does, with the margin that its augmentation needs.
+        transforms: Its augmentation, in order; it cuts them to the network's size.
+        mirror_axes: Along which it mirrors.
+    """
+
+    loader: nnUNetDataLoader
+    transforms: list[Any]
+    mirror_axes: tuple[int, ...]
+
+
+def unlabeled_patches(study: Study, work: Workspace, run: Run, predictor: nnUNetPredictor) -> Patches:
+    """Patches of the run's unlabelled cases.
 
     Raises:
         StudyError: The true labels have not been preprocessed.
     """
-    configuration = predictor.configuration_manager
+    plans, configuration = predictor.plans_manager, predictor.configuration_manager
+    labels, patch = predictor.label_manager, configuration.patch_size
     folder = str(work.preprocessed / work.dataset(ALL_LABELS) / configuration.data_identifier)
     if not Path(folder).is_dir():
         raise StudyError(f"{folder} is missing: run the study's arm with all_labels first, whose labels are the truth here.")
     dataset = infer_dataset_class(folder)
-    labels = work.raw / model_folder(study, work, run).parent.name / "labelsTr"
-    labeled = {file.name.split(".")[0] for file in labels.iterdir()}
+    own = work.raw / model_folder(study, work, run).parent.name / "labelsTr"
+    labeled = {file.name.split(".")[0] for file in own.iterdir()}
     cases = [case for case in dataset.get_identifiers(folder) if case not in labeled]
-    patch = configuration.patch_size
-    larger = [round(1.2 * size) for size in patch]
-    return nnUNetDataLoader(dataset(folder, cases), 1, larger, patch, predictor.label_manager, 0.0)
+    # a trainer writes a log where results go
+    with TemporaryDirectory() as results, redirect_stdout(StringIO()), mock.patch.dict(os.environ, nnUNet_results=results):
+        trainer = nnUNetTrainer(plans.plans, study.configuration.name, "all", predictor.dataset_json, torch.device("cpu"))
+        rotation, flat, larger, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    augmentation = trainer.get_training_transforms(
+        patch, rotation, None, mirror_axes, flat, configuration.use_mask_for_norm, foreground_labels=labels.foreground_labels
+    )
+    loader = nnUNetDataLoader(dataset(folder, cases), 1, larger, patch, labels, 0.0)
+    return Patches(loader, augmentation.transforms, mirror_axes)
 
 
 def main() -> int:
@@ -108,20 +133,14 @@ def find_run(study: Study, arm: str, labeled: int, subset: int) -> Run:
 
 
 @torch.no_grad()
-def quality(predictors: list[nnUNetPredictor], loader: nnUNetDataLoader, patches: int) -> dict[str, float]:
-    """Mean over the classes of the Dice of all patches together, for each way of giving labels."""
-    configuration, labels = predictors[0].configuration_manager, predictors[0].label_manager
-    patch, classes = configuration.patch_size, labels.foreground_labels
-    angle = (-np.pi / 6, np.pi / 6)
-    axes = tuple(range(len(patch)))
-    transforms: list[Any] = nnUNetTrainer.get_training_transforms(
-        patch, angle, None, axes, None, use_mask_for_norm=configuration.use_mask_for_norm, foreground_labels=classes
-    ).transforms
+def quality(predictors: list[nnUNetPredictor], patches: Patches, number: int) -> dict[str, float]:
+    """Mean over the classes of the Dice of so many patches together, for each way of giving labels."""
+    classes, transforms, axes = predictors[0].label_manager.foreground_labels, patches.transforms, patches.mirror_axes
     of_intensity = [t for t in transforms if isinstance(getattr(t, "transform", t), ImageOnlyTransform)]
     networks = [predictor.network for predictor in predictors]
     counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(classes), 2))
-    for _ in trange(patches, desc="patches", disable=None):
-        batch = next(loader)
+    for _ in trange(number, desc="patches", disable=None):
+        batch = next(patches.loader)
         sample = {"image": torch.as_tensor(batch["data"][0]), "segmentation": torch.as_tensor(batch["target"][0])}
         for transform in transforms:
             if transform not in of_intensity:

@@ -47,7 +47,7 @@ def main() -> int:
                 folder = model_folder(study, work, run, suffix)
                 if not (folder / "fold_all" / "checkpoint_final.pth").is_file():
                     raise StudyError(f"{folder} has no trained model: run the study first, an arm with auxiliary.")
-        files = {run.subset: measure_networks(study, work, run) for run in runs}
+        files = {title(study, run): measure_networks(study, work, run) for run in runs}
     except (StudyError, CommandError) as error:
         print(f"mean_of_networks.py: {error}", file=sys.stderr)
         return 1
@@ -79,10 +79,14 @@ def measure_networks(study: Study, work: Workspace, run: Run) -> dict[str, Path]
     return files
 
 
-def table(files: dict[int, dict[str, Path]]) -> str:
-    """Dice of each labelled subset, means over the runs, and p over the cases (runs averaged) against V alone."""
-    runs = [f"subset {subset}" for subset in files]
-    lines = [f"| | {' | '.join(runs)} | Dice | HD95 mm | ASD mm | p |", f"|{'---|' * (len(runs) + 5)}"]
+def title(study: Study, run: Run) -> str:
+    """Heads the column of a run."""
+    return f"subset {run.subset}" + f", seed {run.seed}" * (len(study.seeds) > 1)
+
+
+def table(files: dict[str, dict[str, Path]]) -> str:
+    """Dice of each run, by the heads of the columns, means over runs, and p over the cases (runs averaged) against V alone."""
+    lines = [f"| | {' | '.join(files)} | Dice | HD95 mm | ASD mm | p |", f"|{'---|' * (len(files) + 5)}"]
     of_cases: dict[str, dict[str, float]] = {}
     for name in NETWORKS:
         rows = [read_metrics(of_run[name]) for of_run in files.values()]

@@ -70,7 +70,7 @@ def test_with_all_labels_by_every_subset(two_studies: None):
     [
         (("other", "plain"), "short and other cannot be compared: their predictions differ, mirrored or not"),
         (("long", "CAML"), "long has no figures of CAML"),
-        (("long", "none"), "none: the study long has plain, CAML, all"),
+        (("long", "none"), "the study of long has no arm 'none'; there are plain, CAML, all"),
         (("fewer", "plain"), "CAML and plain were measured on different cases"),
         (("nothing", "plain"), "nothing is no folder of kept figures"),
     ],
@@ -88,6 +88,15 @@ def test_subsets_of_which_none_is_in_both(two_studies: None, tmp_path: Path):
         file.unlink()
     with pytest.raises(StudyError, match="CAML and plain have no labelled subset and seed in common with 4 labelled cases"):
         compare_kept.compare(("short", "CAML"), ("long", "plain"), 4)
+
+
+def test_a_training_with_all_labels_adds_no_subset(two_studies: None, tmp_path: Path):
+    """It is kept as of subset 0, which the other arm may not have."""
+    for file in (tmp_path / "results" / "short").glob("*subset0*"):
+        file.unlink()
+    for arms in ((("short", "CAML"), ("long", "all")), (("long", "all"), ("short", "CAML"))):
+        assert "4 labelled cases, subsets 1: " in compare_kept.compare(*arms, 4)
+    assert "4 labelled cases: 0 of 7" in compare_kept.compare(("long", "all"), ("long", "all"), 4)
 
 
 def test_figures_of_the_repository(monkeypatch, capsys):
