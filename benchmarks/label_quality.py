@@ -78,7 +78,9 @@ def unlabeled_patches(study: Study, work: Workspace, run: Run, predictor: nnUNet
     cases = [case for case in dataset.get_identifiers(folder) if case not in labeled]
     # a trainer writes a log where results go
     with TemporaryDirectory() as results, redirect_stdout(StringIO()), mock.patch.dict(os.environ, nnUNet_results=results):
-        trainer = nnUNetTrainer(plans.plans, study.configuration.name, "all", predictor.dataset_json, torch.device("cpu"))
+        # as nnUNetv2_train calls it
+        described = {**plans.plans, "continue_training": False}
+        trainer = nnUNetTrainer(described, study.configuration.name, "all", predictor.dataset_json, torch.device("cpu"))
         rotation, flat, larger, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     augmentation = trainer.get_training_transforms(
         patch, rotation, None, mirror_axes, flat, configuration.use_mask_for_norm, foreground_labels=labels.foreground_labels

@@ -1,12 +1,13 @@
 """Data sets of nnU-Net with some labels hidden."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import write_image
-from conversion_helpers import dataset_json, run, run_as_user, sentence, split_of, verify, voxels
+from conversion_helpers import dataset_json, run, run_as_user, sentence, split_of, verify, voxels, write
 from conversion_sources import raw_data_set
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, plan_experiment_dataset
 
@@ -32,6 +33,23 @@ def test_hide_labels(tmp_path, raw, monkeypatch, ending):
     assert content["regions_class_order"] == [1, 2, 3]
     assert content["labels"]["whole"] == [1, 2, 3]
     verify(target, monkeypatch)
+
+
+@pytest.mark.parametrize("link", [(), ("--link",)])
+def test_voxels_in_a_file_of_their_own_come_along(tmp_path, raw, link):
+    """A header that names the file of its voxels would name none in another folder."""
+    source = raw_data_set(tmp_path / "Dataset050_Mine", ending=".nrrd")
+    expected = {}
+    for path in source.rglob("*.nrrd"):
+        expected[path.name] = voxels(path)
+        write(path.with_suffix(".nhdr"), expected[path.name])  # ITK writes header and voxels apart
+        path.with_suffix(".nhdr").rename(path)
+    run("hide_labels.py", source, "--dataset-id", 51, "--labeled", 2, *link)
+    shutil.move(source, tmp_path / "elsewhere")
+    converted = list((raw / "Dataset051_Mine").rglob("*.nrrd"))
+    assert len(converted) >= 9
+    for path in converted:
+        np.testing.assert_array_equal(voxels(path), expected[path.name])
 
 
 def test_hide_labels_run_by_a_user_on_its_own_output(tmp_path, raw):

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_caml.conversion.cases import Case, Dataset, Reader
 from nnunet_caml.conversion.errors import ConversionError
+from nnunet_caml.conversion.headers import voxel_files
 from nnunet_caml.conversion.integrity import damage
 from nnunet_caml.conversion.reading import (
     SAME_GRID,
@@ -135,7 +136,9 @@ def _place(image: sitk.Image, grid: sitk.Image, source: Path | None, target: Pat
     Returns:
         ``"linked"``, ``"copied"`` or ``"converted"``.
     """
-    if source is not None and ending_of(source) == ending_of(target) and same_geometry(image, grid):
+    # a header names the file of its voxels from where it lies itself
+    whole = source is not None and ending_of(source) == ending_of(target) and not voxel_files(source)
+    if source is not None and whole and same_geometry(image, grid):
         companion = tiff_companion(source) if ending_of(source).startswith(".tif") else None
         if companion is not None:
             name = target.name[: -len(ending_of(target))]
