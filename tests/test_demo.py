@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -170,6 +171,27 @@ def test_folders_of_trainers_are_kept(tmp_path, monkeypatch):
 def terminal(tmp_path, monkeypatch) -> CommandLine:
     monkeypatch.setattr(commands, "find_command", lambda name: sys.executable)
     return CommandLine({"OURS": "set"}, tmp_path, silence_s=0.3)
+
+
+def test_ctrl_c_while_a_command_is_being_started(terminal, monkeypatch):
+    """It runs already, but nobody has heard of it yet, as on a machine with more to do than it can."""
+    started = []
+
+    class Slow(subprocess.Popen):
+        def __init__(self, *arguments, **settings) -> None:
+            super().__init__(*arguments, **settings)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    monkeypatch.setattr(subprocess, "Popen", Slow)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run under nohup
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            terminal.run(["python", "-c", "import time; time.sleep(60)"], "log.txt", lambda line: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [process.poll() for process in started] == [-signal.SIGTERM]
 
 
 def test_failing_command_is_one_sentence(terminal, tmp_path):

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,24 +89,24 @@ class CommandLine:
         print(f"\n$ {typed}", flush=True)
         log = self.logs / log_name
         log.parent.mkdir(parents=True, exist_ok=True)
+        arguments = [find_command(command[0]), *command[1:]]
+        environment = {**os.environ, **self.variables, **variables, "PYTHONUNBUFFERED": "1"}
         start = monotonic()
-        process = subprocess.Popen(
-            [find_command(command[0]), *command[1:]],
-            env={**os.environ, **self.variables, **variables, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # progress bars begin each of their states with a carriage return, which text mode takes for the end of a line
-            encoding="utf-8",
-            errors="replace",
-        )
+        # in a thread, because Ctrl-C, which is the main thread's, would end that before it knows what it has started
+        starting: Future[subprocess.Popen] = Future()
+        starter = threading.Thread(target=_start, args=(starting, arguments, environment))
         last: deque[str] = deque(maxlen=8)
         try:
+            starter.start()
+            process = starting.result()
             with log.open("w", encoding="utf-8") as file:
                 self._follow(process, file, watch, last)
             status = process.wait()
         finally:
-            if process.poll() is None:  # Ctrl-C, a stop, or an error of ours
+            starter.join()
+            if (
+                not starting.exception() and (process := starting.result()).poll() is None
+            ):  # Ctrl-C, a stop, or an error of ours
                 for pid in (process.pid, *_started_by(process.pid)):  # nnU-Net's workers would wait for more for ever
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGTERM)
@@ -160,6 +161,25 @@ def _started_by(process: int) -> list[int]:
     for pid in found:  # which grows
         found += children[pid]
     return found
+
+
+def _start(starting: "Future[subprocess.Popen]", arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Starts a process, whose standard output and error can be read as lines of text."""
+    try:
+        process = subprocess.Popen(
+            arguments,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # progress bars begin each of their states with a carriage return, which text mode takes for the end of a line
+            encoding="utf-8",
+            errors="replace",
+        )
+    except BaseException as problem:
+        starting.set_exception(problem)
+    else:
+        starting.set_result(process)
 
 
 def _put_lines(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
