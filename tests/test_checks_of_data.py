@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle, write_pickle
 from conftest import Workspace, blobs, write_image
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -15,6 +16,8 @@ from test_unlabeled import dataset
 
 from nnunet_caml import checks
 from nnunet_caml.checks import labeled_content, of_other_spacing, orientation, other_orientations, raw_images, same_files
+from nnunet_caml.conversion.headers import voxel_files
+from nnunet_caml.conversion.integrity import damage
 from nnunet_caml.preprocessing import preprocess
 from nnunet_caml.states import CaseState
 from nnunet_caml.unlabeled import UnlabeledDataError, UnlabeledDataset
@@ -65,6 +68,7 @@ NAMED = {
     "a list": "LIST\n" + "\n".join(f"s{i}.raw" for i in range(SLICES)),
     "a pattern": f"s%d.raw 0 {SLICES - 1} 1",
 }
+SHORT = {"s%d.raw 0": range(SLICES), "s%d.raw": range(1, SLICES + 1)}  # of MetaImage
 
 
 def write_detached(array: np.ndarray, folder: Path, kind: str, named: str) -> None:
@@ -111,6 +115,25 @@ def test_voxels_in_files_that_the_header_names(workspace: Workspace, kind: str, 
     (workspace.raw / "mine" / changed.name).unlink()
     with pytest.raises(UnlabeledDataError, match=rf"needs the file {changed.name} beside it"):
         preprocess(d, 1)
+
+
+@pytest.mark.parametrize("named", SHORT)
+def test_a_pattern_without_numbers_counts_slices(tmp_path: Path, named: str):
+    """As to ITK, which takes the voxels of all files in this order."""
+    image = blobs(0)[0]
+    write_detached(image, tmp_path / "image", "mhd", named)
+    folder = tmp_path / "image"
+    if named == "s%d.raw":
+        for i in reversed(range(SLICES)):
+            (folder / f"s{i}.raw").rename(folder / f"s{i + 1}.raw")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "image.mhd"))), image)
+    assert voxel_files(folder / "image.mhd") == [folder / f"s{i}.raw" for i in SHORT[named]]
+
+
+def test_a_name_that_is_no_pattern(tmp_path: Path):
+    (header := tmp_path / "a.mhd").write_text("ElementDataFile = 50% fat.raw\n", encoding="ascii")
+    assert voxel_files(header) == [tmp_path / "50% fat.raw"]
+    assert damage(header) == "needs the file 50% fat.raw beside it"
 
 
 def test_which_raw_images_are_listed(workspace: Workspace, monkeypatch):

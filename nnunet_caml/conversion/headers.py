@@ -66,9 +66,15 @@ def _names(value: str, file: BinaryIO, fields: dict[str, str]) -> list[str]:
         lines = (file.readline(LONGEST_LINE).decode("latin-1").strip() for _ in range(MOST_FILES))
         return [line for line in iter(lambda: next(lines, ""), "") if line]
     if "%" in value:
-        with suppress(ValueError, TypeError, IndexError):  # a name that happens to have the character
-            first, *more = [int(word) for word in words[1:4]] or [1]
-            slices = int((fields.get("dimsize") or fields["sizes"]).split()[-1]) if not more else 0
-            end, step = (*more, 1)[:2] if more else (first + slices - 1, 1)
-            return [words[0] % number for number in range(first, end + 1, step)[:MOST_FILES]]
+        with suppress(ValueError, TypeError):  # a name that happens to have the character
+            return _numbered(words[0], [int(word) for word in words[1:4]], fields)
     return [value]
+
+
+def _numbered(pattern: str, numbers: list[int], fields: dict[str, str]) -> list[str]:
+    """Names by a pattern; the first number, the last one and the step may be left out, and say one file a slice then."""
+    slices = int((fields.get("dimsize") or fields.get("sizes") or "1").split()[-1])
+    first = numbers[0] if numbers else 1
+    last = numbers[1] if len(numbers) > 1 else first + slices - 1
+    step = numbers[2] if len(numbers) > 2 else 1
+    return [pattern % number for number in range(first, last + 1, step)[:MOST_FILES]]
